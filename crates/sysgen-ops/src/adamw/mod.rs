@@ -1,0 +1,92 @@
+//! The AdamW step (decoupled weight decay) and the squared norm used for clipping.
+
+use burn::tensor::{ElementConversion, Tensor};
+
+/// What every parameter shares in one optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay; 0 for parameters that do not decay.
+    pub weight_decay: f64,
+}
+
+/// A parameter's running averages; zeros before the first step.
+#[derive(Clone, Debug)]
+pub struct Moments<const D: usize> {
+    /// Average of the gradient.
+    pub first: Tensor<D>,
+    /// Average of the squared gradient.
+    pub second: Tensor<D>,
+}
+
+impl<const D: usize> Moments<D> {
+    /// Zeros in the shape, and on the device, of a parameter.
+    pub fn zeros_like(parameter: &Tensor<D>) -> Self {
+        Self {
+            first: parameter.zeros_like(),
+            second: parameter.zeros_like(),
+        }
+    }
+}
+
+/// One step as `torch.optim.AdamW` takes it: `step` counts from 1, `gradient` is already divided and clipped.
+///
+/// Tensors that nobody else holds are updated in place. All tensors live on the plain (not autodiff) device.
+pub fn adamw_step<const D: usize>(
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    moments: Moments<D>,
+    settings: &AdamW,
+    step: u64,
+) -> (Tensor<D>, Moments<D>) {
+    reference(parameter, gradient, moments, settings, step)
+}
+
+/// The sum of all squares, in f64.
+pub fn squared_norm<const D: usize>(tensor: &Tensor<D>) -> f64 {
+    f64::from(
+        tensor
+            .clone()
+            .powi_scalar(2)
+            .sum()
+            .into_scalar::<f32>()
+            .elem::<f32>(),
+    )
+}
+
+/// [`adamw_step`] in plain Burn tensors.
+pub(crate) fn reference<const D: usize>(
+    parameter: Tensor<D>,
+    gradient: Tensor<D>,
+    moments: Moments<D>,
+    settings: &AdamW,
+    step: u64,
+) -> (Tensor<D>, Moments<D>) {
+    let AdamW {
+        learning_rate,
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+    } = *settings;
+    let first = moments.first.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
+    let second =
+        moments.second.mul_scalar(beta2) + (gradient.clone() * gradient).mul_scalar(1.0 - beta2);
+    let correction1 = 1.0 - beta1.powf(step as f64);
+    let correction2 = 1.0 - beta2.powf(step as f64);
+    let root = second
+        .clone()
+        .sqrt()
+        .div_scalar(correction2.sqrt())
+        .add_scalar(epsilon);
+    let parameter = parameter.mul_scalar(1.0 - learning_rate * weight_decay)
+        - (first.clone() / root).mul_scalar(learning_rate / correction1);
+    (parameter, Moments { first, second })
+}

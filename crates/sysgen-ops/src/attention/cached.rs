@@ -1,0 +1,120 @@
+//! Attention of a few new positions over cached keys and values, on host memory: the decoding side.
+//! A query's result is a function of its own cache alone, so neighbours in the batch cannot change it.
+
+use rayon::prelude::*;
+
+use super::AttentionShape;
+
+/// Head counts and size of one attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; divides `query`.
+    pub key_value: usize,
+    /// Numbers in one head.
+    pub size: usize,
+}
+
+/// New positions of one sequence and the cache they look at, which already holds their own keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedRun<'a> {
+    /// New positions.
+    pub tokens: usize,
+    /// Position of the first of them.
+    pub start: usize,
+    /// `[start + tokens or more, kv_heads, head size]`.
+    pub keys: &'a [f32],
+    /// As `keys`.
+    pub values: &'a [f32],
+}
+
+/// Each new position attends to its own sequence up to itself, inside the window.
+///
+/// # Shapes
+/// * `q`: `[sum of the runs' tokens, query heads, head size]`, run after run
+/// * output: as `q`
+pub fn cached_attention(
+    q: &[f32],
+    runs: &[CachedRun],
+    heads: Heads,
+    shape: AttentionShape,
+) -> Vec<f32> {
+    let Heads {
+        query,
+        key_value,
+        size,
+    } = heads;
+    let tokens: usize = runs.iter().map(|run| run.tokens).sum();
+    assert_eq!(
+        q.len(),
+        tokens * query * size,
+        "cached_attention: q's length"
+    );
+    let width = key_value * size;
+    for run in runs {
+        let needed = (run.start + run.tokens) * width;
+        assert!(
+            run.keys.len() >= needed && run.values.len() >= needed,
+            "cached_attention: the cache ends before the run's last position"
+        );
+    }
+    // (run, position) of every row of q.
+    let rows: Vec<(&CachedRun, usize)> = runs
+        .iter()
+        .flat_map(|run| (run.start..run.start + run.tokens).map(move |position| (run, position)))
+        .collect();
+
+    let mut out = vec![0.0; q.len()];
+    out.par_chunks_mut(size)
+        .zip(q.par_chunks(size))
+        .enumerate()
+        .for_each(|(index, (out, q))| {
+            let (run, position) = rows[index / query];
+            let head = index % query / (query / key_value);
+            let first = shape
+                .window
+                .map_or(0, |window| (position + 1).saturating_sub(window));
+            attend(q, run, width, head * size, first..position + 1, shape, out);
+        });
+    out
+}
+
+/// One query of one head. `offset` is where the head lies in a cached row of `width`.
+fn attend(
+    q: &[f32],
+    run: &CachedRun,
+    width: usize,
+    offset: usize,
+    visible: std::ops::Range<usize>,
+    shape: AttentionShape,
+    out: &mut [f32],
+) {
+    let size = q.len();
+    let mut scores: Vec<f32> = visible
+        .clone()
+        .map(|j| {
+            let key = &run.keys[j * width + offset..][..size];
+            let dot: f32 = q.iter().zip(key).map(|(q, k)| q * k).sum();
+            let score = dot * shape.scale;
+            shape
+                .softcap
+                .map_or(score, |cap| cap * (score / cap).tanh())
+        })
+        .collect();
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for score in &mut scores {
+        *score = (*score - max).exp();
+        sum += *score;
+    }
+    for (weight, j) in scores.iter().zip(visible) {
+        let value = &run.values[j * width + offset..][..size];
+        for (out, value) in out.iter_mut().zip(value) {
+            *out += weight * value;
+        }
+    }
+    for out in out {
+        *out /= sum;
+    }
+}

@@ -1,0 +1,117 @@
+//! Causal attention inside packed segments, with grouped heads, a sliding window and a soft-cap.
+//!
+//! [`attention`] is for training (whole rows), [`cached_attention`] for decoding over a KV cache on the host.
+
+mod cached;
+
+use std::sync::Arc;
+
+use burn::tensor::{Bool, Tensor, TensorData, activation};
+
+pub use cached::{CachedRun, Heads, cached_attention};
+
+/// How scores are made and which keys are in reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Multiplies `q · k`; usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Key `j` is visible to query `i` if `i − j < window`; all earlier keys without one.
+    pub window: Option<usize>,
+    /// Scores become `c · tanh(score / c)` (Gemma-2).
+    pub softcap: Option<f32>,
+}
+
+/// Which conversation each position of a batch belongs to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segments {
+    /// Rows.
+    pub batch: usize,
+    /// Positions in a row.
+    pub time: usize,
+    /// `[batch, time]`, row-major; 0 is padding, which sees nothing and is seen by nothing.
+    /// An id's positions in a row lie side by side.
+    pub ids: Vec<u32>,
+}
+
+impl Segments {
+    /// The first key each position may see, `[batch, time]`: of its own segment and in the window.
+    /// Padding gets the position after itself, an empty range.
+    pub(crate) fn first_visible(&self, window: Option<usize>) -> Vec<usize> {
+        let Self { batch, time, ids } = self;
+        assert_eq!(ids.len(), batch * time, "segments: [{batch}, {time}] ids");
+        let mut first = Vec::with_capacity(ids.len());
+        for row in ids.chunks(*time) {
+            let mut start = 0;
+            for (i, &id) in row.iter().enumerate() {
+                if i > 0 && row[i - 1] != id {
+                    start = i;
+                }
+                let reach = window.map_or(0, |window| (i + 1).saturating_sub(window));
+                first.push(if id == 0 { i + 1 } else { start.max(reach) });
+            }
+        }
+        first
+    }
+}
+
+/// Causal attention; a position sees itself and earlier positions of its own segment, inside the window.
+/// Rows of padding give 0.
+///
+/// # Shapes
+/// * `q`: `[batch, time, heads, head_dim]`
+/// * `k`, `v`: `[batch, time, kv_heads, head_dim]`, query head `h` uses kv head `h / (heads / kv_heads)`
+/// * output: as `q`
+pub fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    segments: &Arc<Segments>,
+    shape: AttentionShape,
+) -> Tensor<4> {
+    reference(q, k, v, segments, shape)
+}
+
+/// [`attention`] in plain Burn tensors; holds all scores.
+pub fn reference(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    segments: &Segments,
+    shape: AttentionShape,
+) -> Tensor<4> {
+    let [batch, time, heads, head_dim] = q.dims();
+    let [_, _, kv_heads, _] = k.dims();
+    let group = heads / kv_heads;
+    let device = q.device();
+
+    let first = segments.first_visible(shape.window);
+    let hidden: Vec<bool> = (0..batch * time)
+        .flat_map(|row| {
+            let (first, i) = (first[row], row % time);
+            (0..time).map(move |j| j < first || j > i)
+        })
+        .collect();
+    let hidden =
+        Tensor::<5, Bool>::from_data(TensorData::new(hidden, [batch, 1, 1, time, time]), &device)
+            .expand([batch, kv_heads, group, time, time]);
+
+    let q = q
+        .reshape([batch, time, kv_heads, group, head_dim])
+        .permute([0, 2, 3, 1, 4]);
+    let spread = |x: Tensor<4>| {
+        x.reshape([batch, time, kv_heads, 1, head_dim])
+            .permute([0, 2, 3, 1, 4])
+            .expand([batch, kv_heads, group, time, head_dim])
+    };
+    let mut scores = q.matmul(spread(k).swap_dims(3, 4)).mul_scalar(shape.scale);
+    if let Some(cap) = shape.softcap {
+        scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
+    }
+    // Finite, so that a row of padding stays finite too; its evenly spread weights are then set to 0.
+    let weights = activation::softmax(scores.mask_fill(hidden.clone(), -1e9), 4);
+    weights
+        .mask_fill(hidden, 0.0)
+        .matmul(spread(v))
+        .permute([0, 3, 1, 2, 4])
+        .reshape([batch, time, heads, head_dim])
+}

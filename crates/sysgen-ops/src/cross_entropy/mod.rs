@@ -1,0 +1,41 @@
+//! Head projection and cross-entropy in one operation, so that the logits of a batch never exist at once.
+
+use burn::tensor::{Int, Tensor, TensorData, activation};
+
+/// The loss `logsumexp(l) − l[target]` of each position, `l = hidden · headᵀ`, soft-capped as `c · tanh(l / c)` if asked.
+///
+/// Callers pass supervised positions only, weigh and sum the losses themselves.
+///
+/// # Shapes
+/// * `hidden`: `[positions, dim]`, `head`: `[vocab, dim]`, `targets`: `positions` ids below `vocab`
+/// * output: `[positions]`
+pub fn linear_cross_entropy(
+    hidden: Tensor<2>,
+    head: Tensor<2>,
+    targets: &[u32],
+    softcap: Option<f32>,
+) -> Tensor<1> {
+    reference(hidden, head, targets, softcap)
+}
+
+/// [`linear_cross_entropy`] in plain Burn tensors; holds all logits.
+pub fn reference(
+    hidden: Tensor<2>,
+    head: Tensor<2>,
+    targets: &[u32],
+    softcap: Option<f32>,
+) -> Tensor<1> {
+    let [positions, _] = hidden.dims();
+    assert_eq!(positions, targets.len(), "one target for each position");
+    let mut logits = hidden.matmul(head.transpose());
+    if let Some(cap) = softcap {
+        logits = logits.div_scalar(cap).tanh().mul_scalar(cap);
+    }
+    let targets: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
+    let targets =
+        Tensor::<2, Int>::from_data(TensorData::new(targets, [positions, 1]), &logits.device());
+    activation::log_softmax(logits, 1)
+        .gather(1, targets)
+        .neg()
+        .reshape([positions])
+}

@@ -1,0 +1,30 @@
+//! The few tensor operations worth writing by hand: each is a wrapper over Burn tensors with a plain `reference`,
+//! a fused CPU implementation and its gradient. Knows nothing of models, tokens or files.
+//!
+//! On the CPU backend with `f32` tensors the wrappers take the fused path, everywhere else the reference.
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod gated;
+mod linear;
+mod rms_norm;
+mod rope;
+
+pub use adamw::{AdamW, Moments, adamw_step, squared_norm};
+pub use attention::{AttentionShape, CachedRun, Heads, Segments, attention, cached_attention};
+pub use cross_entropy::linear_cross_entropy;
+pub use gated::{geglu_tanh, swiglu};
+pub use linear::linear;
+pub use rms_norm::rms_norm;
+pub use rope::rope;
+
+/// The operations in plain Burn tensors: slow and obvious, what the fused ones are tested against.
+pub mod reference {
+    pub use crate::attention::reference as attention;
+    pub use crate::cross_entropy::reference as linear_cross_entropy;
+    pub use crate::gated::{geglu_tanh_reference as geglu_tanh, swiglu_reference as swiglu};
+    pub use crate::linear::reference as linear;
+    pub use crate::rms_norm::reference as rms_norm;
+    pub use crate::rope::reference as rope;
+}

@@ -1,0 +1,36 @@
+//! `x · Wᵀ + b` with the weight as Hugging Face stores it, `[out, in]`.
+
+use burn::tensor::Tensor;
+
+/// Projects the last dimension of `x`.
+///
+/// A row's result does not depend, to the bit, on how many rows `x` has (CPU).
+///
+/// # Shapes
+/// * `x`: `[.., in]`, `weight`: `[out, in]`, `bias`: `[out]`
+/// * output: `[.., out]`
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    reference(x, weight, bias)
+}
+
+/// [`linear`] in plain Burn tensors.
+pub fn reference<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let mut dims = x.dims();
+    let input = dims[D - 1];
+    let rows: usize = dims[..D - 1].iter().product();
+    let [output, _] = weight.dims();
+    let mut y = x.reshape([rows, input]).matmul(weight.transpose());
+    if let Some(bias) = bias {
+        y = y + bias.reshape([1, output]);
+    }
+    dims[D - 1] = output;
+    y.reshape(dims)
+}
