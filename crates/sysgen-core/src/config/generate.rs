@@ -1,0 +1,187 @@
+//! `[generate]` and its phases: how system messages and answers are written.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// `[generate]`: present, the run generates data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateSection {
+    /// Hugging Face directory of the model that writes; default empty, which is `model.path`.
+    pub model: PathBuf,
+    /// What runs the model; default `local`.
+    pub engine: Engine,
+    /// Requests decoded together; default 64.
+    pub batch_size: usize,
+    /// Context in tokens, prompt and answer together; default 4096, never above the model's own.
+    pub max_length: usize,
+    /// Which of the paper's data variants is written; default `sysgen`.
+    pub variant: Variant,
+    /// The one system message of `variant = "common_system"`; default "You are a helpful AI assistant".
+    pub common_system_message: String,
+    /// How strictly a draft's tags are read; default `strict`.
+    pub tags: TagRules,
+    /// File with the draft prompt; default empty, which is the built-in one.
+    pub draft_prompt: PathBuf,
+    /// File with the verify prompt; default empty, which is the built-in one.
+    pub verify_prompt: PathBuf,
+    /// Phase 1: the system message is drafted.
+    pub draft: DraftSection,
+    /// Phase 3: each phrase is judged.
+    pub verify: VerifySection,
+    /// Phase 4: the answer is written again.
+    pub respond: RespondSection,
+}
+
+impl Default for GenerateSection {
+    fn default() -> GenerateSection {
+        GenerateSection {
+            model: PathBuf::new(),
+            engine: Engine::Local,
+            batch_size: 64,
+            max_length: 4096,
+            variant: Variant::Sysgen,
+            common_system_message: "You are a helpful AI assistant".to_string(),
+            tags: TagRules::Strict,
+            draft_prompt: PathBuf::new(),
+            verify_prompt: PathBuf::new(),
+            draft: DraftSection::default(),
+            verify: VerifySection::default(),
+            respond: RespondSection::default(),
+        }
+    }
+}
+
+/// What runs the generating model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// This process, from safetensors.
+    #[default]
+    Local,
+}
+
+/// The data variants of the paper's ablations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// Generated system message, question, answer written again.
+    #[default]
+    Sysgen,
+    /// Question and original answer, no system message.
+    NoSystem,
+    /// The same system message for every row, original answer.
+    CommonSystem,
+    /// Generated system message, original answer.
+    OriginalAnswer,
+    /// The generated system message stands before the question in the user's turn.
+    SystemInUser,
+}
+
+/// How strictly a draft's tags are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TagRules {
+    /// Only well-formed, matching tags of the eight names.
+    #[default]
+    Strict,
+    /// Also near misses: other case, spaces, a wrong closing tag.
+    Lenient,
+}
+
+/// `[generate.draft]`: sampling of the draft.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DraftSection {
+    /// Sampling temperature, 0 for greedy; default 0.7.
+    pub temperature: f64,
+    /// Smallest set of tokens whose probability reaches this is drawn from, 1 for all; default 1.
+    pub top_p: f64,
+    /// Only this many best tokens are drawn from, 0 for all; default 0.
+    pub top_k: usize,
+    /// Longest draft, in tokens; default 512.
+    pub max_tokens: usize,
+    /// How often a row is drafted anew when nothing usable is left of its draft; default 1.
+    pub retries: usize,
+}
+
+impl Default for DraftSection {
+    fn default() -> DraftSection {
+        DraftSection {
+            temperature: 0.7,
+            top_p: 1.0,
+            top_k: 0,
+            max_tokens: 512,
+            retries: 1,
+        }
+    }
+}
+
+/// `[generate.verify]`: how phrases are judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerifySection {
+    /// Whether labels are compared by probability or written out; default `score`.
+    pub method: VerifyMethod,
+    /// `score` only: a phrase is kept when log P(Good) - log P(best other) is at least this, in nats;
+    /// default 0.
+    pub threshold: f64,
+    /// `generate` only: sampling temperature, 0 for greedy; default 0.7.
+    pub temperature: f64,
+    /// `generate` only: nucleus probability, 1 for all; default 1.
+    pub top_p: f64,
+    /// `generate` only: number of best tokens, 0 for all; default 0.
+    pub top_k: usize,
+    /// `generate` only: longest judgement, in tokens; default 256.
+    pub max_tokens: usize,
+}
+
+impl Default for VerifySection {
+    fn default() -> VerifySection {
+        VerifySection {
+            method: VerifyMethod::Score,
+            threshold: 0.0,
+            temperature: 0.7,
+            top_p: 1.0,
+            top_k: 0,
+            max_tokens: 256,
+        }
+    }
+}
+
+/// How the judge answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyMethod {
+    /// The labels' log-probabilities are compared.
+    #[default]
+    Score,
+    /// The judge writes its labels (the paper's way).
+    Generate,
+}
+
+/// `[generate.respond]`: sampling of the new answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RespondSection {
+    /// Sampling temperature, 0 for greedy; default 0.7.
+    pub temperature: f64,
+    /// Nucleus probability, 1 for all; default 1.
+    pub top_p: f64,
+    /// Number of best tokens, 0 for all; default 0.
+    pub top_k: usize,
+    /// Longest answer, in tokens; default 1024.
+    pub max_tokens: usize,
+}
+
+impl Default for RespondSection {
+    fn default() -> RespondSection {
+        RespondSection {
+            temperature: 0.7,
+            top_p: 1.0,
+            top_k: 0,
+            max_tokens: 1024,
+        }
+    }
+}

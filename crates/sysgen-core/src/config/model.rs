@@ -1,0 +1,177 @@
+//! `[model]`, `[data]` and the device: what a run starts from.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Where tensors live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first CUDA device when this build has CUDA and the machine has one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device of this index. Asked for and absent is an error, never a silent fall-back.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceChoice, String> {
+        let allowed = || format!("device `{text}` is not `auto`, `cpu`, `cuda` or `cuda:<index>`");
+        match text {
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            _ => {
+                let index = text.strip_prefix("cuda:").ok_or_else(allowed)?;
+                index.parse().map(DeviceChoice::Cuda).map_err(|_| allowed())
+            }
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl Serialize for DeviceChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<DeviceChoice, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// `[model]`: the model a run starts from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSection {
+    /// Hugging Face directory with `config.json`, tokenizer and safetensors; required.
+    pub path: PathBuf,
+    /// Whether weights are loaded or drawn at random; default `pretrained`.
+    pub init: ModelInit,
+    /// What a family without a system role does with one; default `native`.
+    pub system_role: SystemRole,
+    /// What happens to a system text that the template adds by itself; default `keep`.
+    pub default_system: DefaultSystem,
+}
+
+/// Where the weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelInit {
+    /// The directory's safetensors.
+    #[default]
+    Pretrained,
+    /// Drawn from N(0, initializer_range) with the run's seed; only `config.json` and the tokenizer
+    /// are read.
+    Random,
+}
+
+/// How a system message reaches the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SystemRole {
+    /// As the template does it; a template that refuses system messages is an error.
+    #[default]
+    Native,
+    /// A turn of its own, in a template that would refuse it (Gemma-2).
+    OwnTurn,
+    /// Put before the first user turn's text.
+    MergeFirstUser,
+    /// A conversation with a system message is an error.
+    Error,
+}
+
+/// What happens to the system text some templates add when a conversation has none (Qwen2.5, Llama-3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DefaultSystem {
+    /// Left as the template writes it.
+    #[default]
+    Keep,
+    /// Taken out.
+    Strip,
+}
+
+/// `[data]`: the source rows. They feed `[generate]` when it is present, otherwise `[train]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataSection {
+    /// One file or a list of files; required by `[generate]`, and by `[train]` without it.
+    #[serde(deserialize_with = "one_or_many", serialize_with = "write_one_or_many")]
+    pub path: Vec<PathBuf>,
+    /// How many rows are read, 0 for all; default 0.
+    pub limit: usize,
+    /// Whether rows are shuffled by the run's seed before `limit` is applied; default false.
+    pub shuffle: bool,
+    /// Whether a row that cannot be read stops the run instead of being counted; default false.
+    pub strict: bool,
+    /// What becomes of a conversation with several turns; default `unroll`.
+    pub multi_turn: MultiTurn,
+    /// What becomes of a system message a row already has; default `replace`.
+    pub existing_system: ExistingSystem,
+}
+
+/// What becomes of a conversation with several user turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MultiTurn {
+    /// One row per answer, the earlier turns as its context.
+    #[default]
+    Unroll,
+    /// Only the first question and answer.
+    First,
+    /// One system message for the conversation; each answer is written again in turn.
+    Whole,
+}
+
+/// What becomes of a system message a row already has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExistingSystem {
+    /// The generated message takes its place.
+    #[default]
+    Replace,
+    /// It stays, and only the answer is written again.
+    Keep,
+    /// The row is passed over and counted.
+    Skip,
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(path) => vec![path],
+        OneOrMany::Many(paths) => paths,
+    })
+}
+
+fn write_one_or_many<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    match paths {
+        [path] => path.serialize(serializer),
+        paths => paths.serialize(serializer),
+    }
+}

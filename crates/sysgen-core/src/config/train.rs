@@ -1,0 +1,134 @@
+//! `[train]` and `[export]`. Key names follow TRL, so that a recipe can be carried over.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// `[train]`: present, the run trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSection {
+    /// Which weights are trained; default `full`.
+    pub method: TrainMethod,
+    /// Tokens per packed row; default 4096.
+    pub max_length: usize,
+    /// Whether whole conversations share a row, isolated from each other; default true.
+    pub packing: bool,
+    /// Whether only the assistant's content and its stop token are learnt; default true.
+    pub assistant_only_loss: bool,
+    /// Packed rows per micro-batch; default 4.
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches per optimizer step; default 2.
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the training rows, fractions allowed; default 3.
+    pub num_train_epochs: f64,
+    /// Optimizer steps, 0 to follow `num_train_epochs`; default 0.
+    pub max_steps: usize,
+    /// Highest learning rate; default 1e-6.
+    pub learning_rate: f64,
+    /// The learning rate after warm-up; default `cosine`.
+    pub lr_scheduler_type: LrScheduler,
+    /// Optimizer steps over which the learning rate rises from 0; default 10.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay of matrices; default 0.
+    pub weight_decay: f64,
+    /// Decay of the gradient's running mean; default 0.9.
+    pub adam_beta1: f64,
+    /// Decay of the squared gradient's running mean; default 0.999.
+    pub adam_beta2: f64,
+    /// Added to AdamW's denominator; default 1e-8.
+    pub adam_epsilon: f64,
+    /// Gradients are scaled down to this global norm, 0 for no clipping; default 1.
+    pub max_grad_norm: f64,
+    /// Part of the rows held out before training, from 0 to below 1; default 0.05.
+    pub eval_fraction: f64,
+    /// Optimizer steps between evaluations, 0 for only before and after; default 0.
+    pub eval_steps: usize,
+    /// Optimizer steps between checkpoints, 0 for only at the end; default 0.
+    pub save_steps: usize,
+    /// Checkpoints kept, 0 for all; default 2.
+    pub save_total_limit: usize,
+    /// Optimizer steps between lines of metrics; default 1.
+    pub logging_steps: usize,
+    /// Steps with a non-finite loss or gradient, each skipped, after which the run stops; default 3.
+    pub max_nonfinite_steps: usize,
+    /// Rows whose answers are shown before and after training; default 3.
+    pub samples: usize,
+}
+
+impl Default for TrainSection {
+    fn default() -> TrainSection {
+        TrainSection {
+            method: TrainMethod::Full,
+            max_length: 4096,
+            packing: true,
+            assistant_only_loss: true,
+            per_device_train_batch_size: 4,
+            gradient_accumulation_steps: 2,
+            num_train_epochs: 3.0,
+            max_steps: 0,
+            learning_rate: 1e-6,
+            lr_scheduler_type: LrScheduler::Cosine,
+            warmup_steps: 10,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            eval_fraction: 0.05,
+            eval_steps: 0,
+            save_steps: 0,
+            save_total_limit: 2,
+            logging_steps: 1,
+            max_nonfinite_steps: 3,
+            samples: 3,
+        }
+    }
+}
+
+/// Which weights are trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainMethod {
+    /// All of them.
+    #[default]
+    Full,
+}
+
+/// The learning rate after warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrScheduler {
+    /// Half a cosine down to 0.
+    #[default]
+    Cosine,
+    /// A straight line down to 0.
+    Linear,
+    /// Unchanged.
+    Constant,
+}
+
+/// `[export]`: present, the run writes a Hugging Face directory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExportSection {
+    /// Folder of the exported model; default empty, which is `<output_dir>/export`.
+    pub path: PathBuf,
+    /// The weights' number format; default `auto`.
+    pub dtype: ExportDtype,
+}
+
+/// The number format of exported weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportDtype {
+    /// As loaded.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 16-bit floats.
+    F16,
+}
