@@ -5,7 +5,16 @@ pub mod message;
 pub mod record;
 
 pub mod config;
+pub mod files;
+pub mod hash;
+pub mod interrupt;
+pub mod jsonl;
 
+pub mod append_log;
+pub mod output_lock;
+
+pub use append_log::AppendLog;
 pub use config::RunConfig;
 pub use message::{Message, Role};
+pub use output_lock::{OutputLock, lock_output};
 pub use record::Record;
