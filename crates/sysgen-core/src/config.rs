@@ -1,8 +1,11 @@
 //! One TOML file describes a run; its sections decide what runs. It is parsed once and checked whole
 //! before any weight is loaded (`load`, `check`); nothing reads TOML afterwards.
 
+mod check;
 mod generate;
+mod load;
 mod model;
+mod origin;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -14,9 +17,9 @@ pub use generate::{
     VerifySection,
 };
 pub use model::{
-    DataSection, DefaultSystem, DeviceChoice, ExistingSystem, ModelInit, ModelSection,
+    DataSection, DefaultSystem, DeviceChoice, ExistingSystem, ModelInit, ModelSection, MultiTurn,
+    SystemRole,
 };
-pub use model::{MultiTurn, SystemRole};
 pub use train::{ExportDtype, ExportSection, LrScheduler, TrainMethod, TrainSection};
 
 /// A whole run. `[generate]`, `[train]` and `[export]` each run when they are present, in that order.
@@ -53,10 +56,7 @@ impl RunConfig {
     /// # Errors
     /// One line that names the file and line (or the `--set`), the key, and what is allowed.
     pub fn load(path: &Path, overrides: &[String]) -> anyhow::Result<RunConfig> {
-        {
-            let _ = overrides;
-            Ok(toml::from_str(&std::fs::read_to_string(path)?)?)
-        }
+        load::load(path, overrides)
     }
 
     /// The effective config with every default spelled out. Loading it again gives the same config.

@@ -22,7 +22,8 @@ impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<DeviceChoice, String> {
-        let allowed = || format!("device `{text}` is not `auto`, `cpu`, `cuda` or `cuda:<index>`");
+        let allowed =
+            || format!("device `{text}`, expected `auto`, `cpu`, `cuda` or `cuda:<index>`");
         match text {
             "auto" => Ok(DeviceChoice::Auto),
             "cpu" => Ok(DeviceChoice::Cpu),

@@ -1,0 +1,255 @@
+//! What a config must fulfil beyond its types, checked before anything is loaded. Each error names the
+//! place, the key, and what to write instead.
+
+use std::fmt::Display;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use super::origin::{Origins, key_and_section};
+use super::{GenerateSection, RunConfig, TrainSection, Variant, VerifyMethod};
+
+pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
+    let given = Given { origins };
+    given.required(
+        &config.output_dir,
+        "output_dir",
+        "output_dir = \"runs/<name>\"",
+    )?;
+    given.check(
+        !config.output_dir.is_file(),
+        "output_dir",
+        config.output_dir.display(),
+        "must be a folder, and this is a file",
+    )?;
+    given.required(
+        &config.model.path,
+        "model.path",
+        "the model's folder, path = \"…\"",
+    )?;
+    given.model(&config.model.path, "model.path")?;
+
+    if config.generate.is_none() && config.train.is_none() && config.export.is_none() {
+        bail!(
+            "{}: nothing to do; add a [generate], [train] or [export] section",
+            origins.file()
+        );
+    }
+    if config.generate.is_some() || config.train.is_some() {
+        if config.data.path.is_empty() {
+            given.required(
+                Path::new(""),
+                "data.path",
+                "the source rows, path = \"….jsonl\"",
+            )?;
+        }
+        for path in &config.data.path {
+            given.file(path, "data.path")?;
+        }
+    }
+    if let Some(generate) = &config.generate {
+        check_generate(generate, &given)?;
+    }
+    if let Some(train) = &config.train {
+        check_train(train, &given)?;
+    }
+    if config.export.is_some() {
+        let path = config.export_path();
+        let same = matches!(
+            (fs::canonicalize(&path), fs::canonicalize(&config.model.path)),
+            (Ok(export), Ok(model)) if export == model
+        );
+        given.check(
+            !same,
+            "export.path",
+            path.display(),
+            "must not be model.path, which it would replace",
+        )?;
+        given.check(
+            !path.is_file(),
+            "export.path",
+            path.display(),
+            "must be a folder, and this is a file",
+        )?;
+    }
+    Ok(())
+}
+
+fn check_generate(generate: &GenerateSection, given: &Given) -> Result<()> {
+    if !generate.model.as_os_str().is_empty() {
+        given.model(&generate.model, "generate.model")?;
+    }
+    given.at_least(generate.batch_size, 1, "generate.batch_size")?;
+    given.at_least(generate.max_length, 2, "generate.max_length")?;
+    for (path, key) in [
+        (&generate.draft_prompt, "generate.draft_prompt"),
+        (&generate.verify_prompt, "generate.verify_prompt"),
+    ] {
+        if !path.as_os_str().is_empty() {
+            given.file(path, key)?;
+        }
+    }
+    if generate.variant == Variant::CommonSystem {
+        given.check(
+            !generate.common_system_message.trim().is_empty(),
+            "generate.common_system_message",
+            "\"\"",
+            "must have a text when variant = \"common_system\"",
+        )?;
+    }
+    let (draft, verify, respond) = (&generate.draft, &generate.verify, &generate.respond);
+    given.sampling(draft.temperature, draft.top_p, "generate.draft")?;
+    given.sampling(verify.temperature, verify.top_p, "generate.verify")?;
+    given.sampling(respond.temperature, respond.top_p, "generate.respond")?;
+    given.check(
+        verify.threshold.is_finite(),
+        "generate.verify.threshold",
+        verify.threshold,
+        "must be finite",
+    )?;
+    for (max_tokens, section, runs) in [
+        (draft.max_tokens, "generate.draft", true),
+        (
+            verify.max_tokens,
+            "generate.verify",
+            verify.method == VerifyMethod::Generate,
+        ),
+        (respond.max_tokens, "generate.respond", true),
+    ] {
+        let key = format!("{section}.max_tokens");
+        given.at_least(max_tokens, 1, &key)?;
+        given.check(
+            !runs || max_tokens < generate.max_length,
+            &key,
+            max_tokens,
+            format!(
+                "must be below generate.max_length ({}), which holds prompt and answer",
+                generate.max_length
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+fn check_train(train: &TrainSection, given: &Given) -> Result<()> {
+    given.at_least(train.max_length, 2, "train.max_length")?;
+    given.at_least(
+        train.per_device_train_batch_size,
+        1,
+        "train.per_device_train_batch_size",
+    )?;
+    given.at_least(
+        train.gradient_accumulation_steps,
+        1,
+        "train.gradient_accumulation_steps",
+    )?;
+    given.at_least(train.logging_steps, 1, "train.logging_steps")?;
+    given.at_least(train.max_nonfinite_steps, 1, "train.max_nonfinite_steps")?;
+    let above_zero = |value: f64| value.is_finite() && value > 0.0;
+    for (value, key) in [
+        (train.learning_rate, "train.learning_rate"),
+        (train.adam_epsilon, "train.adam_epsilon"),
+        (train.num_train_epochs, "train.num_train_epochs"),
+    ] {
+        given.check(above_zero(value), key, value, "must be above 0 and finite")?;
+    }
+    for (value, key) in [
+        (train.weight_decay, "train.weight_decay"),
+        (train.max_grad_norm, "train.max_grad_norm"),
+    ] {
+        let holds = value.is_finite() && value >= 0.0;
+        given.check(holds, key, value, "must be 0 or more and finite")?;
+    }
+    for (value, key) in [
+        (train.adam_beta1, "train.adam_beta1"),
+        (train.adam_beta2, "train.adam_beta2"),
+        (train.eval_fraction, "train.eval_fraction"),
+    ] {
+        given.check(
+            (0.0..1.0).contains(&value),
+            key,
+            value,
+            "must be from 0 to below 1",
+        )?;
+    }
+    Ok(())
+}
+
+/// The given values' places, for the errors.
+struct Given<'a> {
+    origins: &'a Origins,
+}
+
+impl Given<'_> {
+    fn check(&self, holds: bool, key: &str, value: impl Display, rule: impl Display) -> Result<()> {
+        if !holds {
+            let (name, section) = key_and_section(key);
+            bail!("{}: {name} = {value}{section} {rule}", self.origins.at(key));
+        }
+        Ok(())
+    }
+
+    fn required(&self, path: &Path, key: &str, example: &str) -> Result<()> {
+        if path.as_os_str().is_empty() {
+            let (name, section) = key_and_section(key);
+            bail!(
+                "{}: {name}{section} is missing; add {example}",
+                self.origins.at(key)
+            );
+        }
+        Ok(())
+    }
+
+    fn at_least(&self, value: usize, least: usize, key: &str) -> Result<()> {
+        self.check(
+            value >= least,
+            key,
+            value,
+            format!("must be at least {least}"),
+        )
+    }
+
+    fn sampling(&self, temperature: f64, top_p: f64, section: &str) -> Result<()> {
+        self.check(
+            temperature.is_finite() && temperature >= 0.0,
+            &format!("{section}.temperature"),
+            temperature,
+            "must be 0 (greedy) or more, and finite",
+        )?;
+        self.check(
+            top_p > 0.0 && top_p <= 1.0,
+            &format!("{section}.top_p"),
+            top_p,
+            "must be above 0 and at most 1",
+        )
+    }
+
+    fn model(&self, path: &Path, key: &str) -> Result<()> {
+        let rule = if !path.exists() {
+            "does not exist; give the folder of a Hugging Face model, relative to the current directory"
+        } else if !path.is_dir() {
+            "is not a folder; give the folder of a Hugging Face model"
+        } else if !path.join("config.json").is_file() {
+            "has no config.json; give the folder of a Hugging Face model"
+        } else {
+            return Ok(());
+        };
+        self.check(false, key, quoted(path), rule)
+    }
+
+    fn file(&self, path: &Path, key: &str) -> Result<()> {
+        let rule = if !path.exists() {
+            "does not exist; give a file, relative to the current directory"
+        } else if path.is_dir() {
+            "is a folder; give a file in it"
+        } else {
+            return Ok(());
+        };
+        self.check(false, key, quoted(path), rule)
+    }
+}
+
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display())
+}
