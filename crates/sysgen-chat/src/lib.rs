@@ -1,0 +1,16 @@
+//! A conversation becomes token ids and the mask of what is learnt, by the model's own tokenizer and chat template.
+//! How conversations are made, packed or trained on is left to the other crates.
+
+mod chat;
+mod jinja;
+mod markup;
+mod policy;
+mod render;
+mod template;
+mod tokenizer;
+
+pub use chat::Chat;
+pub use policy::ChatOptions;
+pub use render::Rendered;
+pub use template::{SpecialTokens, Template, TemplateError};
+pub use tokenizer::Tokenizer;

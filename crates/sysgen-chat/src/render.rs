@@ -1,0 +1,159 @@
+//! A conversation as token ids with the mask of what is learnt, in one pass. The mask comes from rendering prefixes
+//! of the conversation, never from marks in the template or from searching ids.
+//!
+//! What is learnt is what the model would have to write: everything between the generation prompt and the end of the
+//! stop token. The text is cut at exactly those places and each piece is tokenised after its context, so the ids
+//! before an answer are those a prompt gives, and the ids of an answer are those that decode to it. Where the cut
+//! follows or precedes a special token the ids equal those of the whole text; elsewhere (an answer that begins with
+//! a line break after a header that ends with one) a token of the whole text could span the cut, and a model that
+//! generates never writes such a token.
+
+use std::ops::Range;
+
+use anyhow::{Context, Result, bail, ensure};
+use sysgen_core::{Message, Role};
+
+use crate::chat::Chat;
+use crate::jinja::trim;
+use crate::template::{TemplateError, values};
+
+/// Token ids and, for each, whether it is a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The conversation.
+    pub ids: Vec<u32>,
+    /// `learn[t]`: `ids[t]` belongs to an answer or is its stop token. As long as `ids`; `learn[0]` is false.
+    pub learn: Vec<bool>,
+}
+
+/// A rendered conversation and where its answers stand, stop tokens included, in bytes.
+struct Layout {
+    text: String,
+    answers: Vec<Range<usize>>,
+}
+
+impl Chat {
+    /// The text of a conversation by the effective template.
+    pub fn render_text(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.template.render(messages, add_generation_prompt).map_err(|error| self.explain(error, messages))
+    }
+
+    /// The ids a model is given to answer `messages`: with the generation prompt, with BOS exactly where the
+    /// tokenizer wants it. They are the beginning of what [`Chat::render`] gives once the answer is there.
+    pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let layout = self.layout(messages, true)?;
+        Ok(self.tokenise(&layout)?.ids)
+    }
+
+    /// The ids of a conversation and the mask of its answers.
+    pub fn render(&self, messages: &[Message]) -> Result<Rendered> {
+        let layout = self.layout(messages, false)?;
+        self.tokenise(&layout)
+    }
+
+    fn layout(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Layout> {
+        let values = values(messages);
+        let render = |count: usize, prompt: bool| {
+            self.template
+                .render_values(&values[..count], prompt)
+                .map_err(|error| self.explain(error, &messages[..count]))
+        };
+        let text = render(messages.len(), add_generation_prompt)?;
+        let mut answers = Vec::new();
+        let mut written = String::new();
+        for (index, message) in messages.iter().enumerate() {
+            if message.role != Role::Assistant {
+                continue;
+            }
+            let prompt = render(index, true)?;
+            let whole = render(index + 1, false)?;
+            ensure!(
+                prompt.starts_with(&written) && whole.starts_with(&prompt),
+                "message {}: the chat template does not write an answer after its own generation prompt (the text up to \
+                 the answer changes once the answer is there), so what is learnt cannot be told; \
+                 use data.multi_turn = \"unroll\" or another chat template",
+                index + 1
+            );
+            ensure!(!prompt.is_empty(), "message {}: the chat template writes nothing before the answer", index + 1);
+            let end = prompt.len()
+                + self
+                    .answer_length(&whole[prompt.len()..], &message.content)
+                    .with_context(|| format!("message {}", index + 1))?;
+            answers.push(prompt.len()..end);
+            written = whole;
+            written.truncate(end);
+        }
+        ensure!(
+            text.starts_with(&written),
+            "the chat template rewrites an earlier answer once the conversation goes on; \
+             use data.multi_turn = \"unroll\" or another chat template"
+        );
+        for message in messages.iter().filter(|message| message.role == Role::System) {
+            ensure!(
+                text.contains(trim(&message.content)),
+                "the chat template does not write the system message verbatim; set model.system_role"
+            );
+        }
+        Ok(Layout { text, answers })
+    }
+
+    /// How many bytes of `tail` (what the template writes after the generation prompt) are the answer and its stop
+    /// token.
+    fn answer_length(&self, tail: &str, content: &str) -> Result<usize> {
+        // Templates print an answer verbatim or trimmed.
+        let forms = [content, content.trim_end(), content.trim_start(), trim(content)];
+        for form in forms {
+            let Some(start) = tail.find(form) else { continue };
+            let rest = &tail[start + form.len()..];
+            let stop = rest.trim_start();
+            let token = self.stop_texts.iter().find(|token| stop.starts_with(token.as_str()));
+            if let Some(token) = token {
+                return Ok(tail.len() - stop.len() + token.len());
+            }
+        }
+        if forms.iter().any(|form| tail.contains(form)) {
+            bail!("the answer is not followed by a stop token ({}) but by {tail:?}", self.stop_texts.join(" "));
+        }
+        bail!("the chat template does not write the answer verbatim but {tail:?}")
+    }
+
+    fn tokenise(&self, layout: &Layout) -> Result<Rendered> {
+        let text = layout.text.as_str();
+        let first = layout.answers.first().map_or(text.len(), |answer| answer.start);
+        let ids = self.tokenizer.with_bos(self.tokenizer.encode(&text[..first]))?;
+        let mut rendered = Rendered { learn: vec![false; ids.len()], ids };
+        for (index, answer) in layout.answers.iter().enumerate() {
+            let ids = self.tokenizer.encode_after(&text[..answer.start], &text[answer.clone()]);
+            ensure!(
+                ids.last().is_some_and(|id| self.stop_ids().contains(id)),
+                "answer {}: its stop token is not a token of its own in {:?}",
+                index + 1,
+                ids.iter().map(|&id| self.token(id)).collect::<Vec<_>>()
+            );
+            rendered.push(ids, true);
+            let next = layout.answers.get(index + 1).map_or(text.len(), |next| next.start);
+            rendered.push(self.tokenizer.encode_after(&text[..answer.end], &text[answer.end..next]), false);
+        }
+        Ok(rendered)
+    }
+
+    /// Adds what to do to a refusal of system messages.
+    fn explain(&self, error: TemplateError, messages: &[Message]) -> anyhow::Error {
+        let has_system = messages.iter().any(|message| message.role == Role::System);
+        let refused = matches!(&error, TemplateError::Raised(words) if words.to_lowercase().contains("system"));
+        let error = anyhow::Error::from(error);
+        if has_system && refused {
+            return anyhow::anyhow!(
+                "{error} (model.system_role = \"own_turn\" or \"merge_first_user\" gives the system message a place)"
+            );
+        }
+        error
+    }
+}
+
+impl Rendered {
+    fn push(&mut self, ids: Vec<u32>, learn: bool) {
+        self.learn.extend(std::iter::repeat_n(learn, ids.len()));
+        self.ids.extend(ids);
+    }
+}
