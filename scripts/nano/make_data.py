@@ -138,23 +138,24 @@ def plain_row(item, question, rng):
 
 
 def sample_rows(rng):
-    """The same number of rows of every domain, all questions different, topics as varied as the domain allows."""
-    rows, questions = [], set()
+    """The same number of rows of every domain, all questions different, topics as varied as the domain allows; and the
+    items by their questions."""
+    rows, items = [], {}
     names = list(DOMAINS)
     topics = {name: [] for name in names}
     for i in range(SAMPLE_ROWS):
         name = names[i % len(names)]
         for attempt in range(1000):
-            item, question = draw_item(rng, name, questions)
+            item, question = draw_item(rng, name, items)
             # A topic comes back only when the domain has few others left.
             if item.topic not in topics[name][-(12 - attempt // 50):]:
                 break
         topics[name].append(item.topic)
-        questions.add(item.question)
+        items[item.question] = item
         answer = answers.answer(item, original_wishes(item, rng))
         rows.append({"id": f"{name}-{len(topics[name]):02}", "domain": name, "question": question, "answer": answer})
     rng.shuffle(rows)
-    return rows, questions
+    return rows, items
 
 
 def corpus_rows(rng, forbidden, scale):
@@ -184,9 +185,9 @@ def main():
     arguments.add_argument("--scale", type=float, default=1.0, help="corpus of so many times the usual size, 54,000 rows")
     arguments.add_argument("--seed", type=int, default=7)
     options = arguments.parse_args()
-    rows, questions = sample_rows(random.Random(options.seed))
+    rows, items = sample_rows(random.Random(options.seed))
     write_jsonl(options.sample, rows)
-    count = write_jsonl(options.corpus, corpus_rows(random.Random(options.seed + 1), questions, options.scale))
+    count = write_jsonl(options.corpus, corpus_rows(random.Random(options.seed + 1), items, options.scale))
     print(f"{len(rows)} rows in {options.sample}, {count} rows in {options.corpus}")
 
 
