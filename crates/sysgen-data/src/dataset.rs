@@ -1,0 +1,161 @@
+//! One line of `dataset.jsonl`: the conversation to learn from, and where it came from.
+
+use serde::Serialize;
+use sysgen_core::config::Variant;
+use sysgen_core::message::{Message, Role};
+
+use crate::generator::Reply;
+use crate::input::Row;
+use crate::log::{Answer, Answers, Phase};
+use crate::respond::spoken;
+use crate::steps::{Kept, Plan};
+use crate::tag::Tag;
+use crate::verify::Label;
+
+/// A line of the data set.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Line {
+    pub(crate) messages: Vec<Turn>,
+    pub(crate) sysgen: Provenance,
+}
+
+/// A message, with `"weight": 0` where it is context and not to be learnt (the key of OpenAI's
+/// fine-tuning format).
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Turn {
+    pub(crate) role: Role,
+    pub(crate) content: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u8>,
+}
+
+/// Where a line came from.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Provenance {
+    pub(crate) id: String,
+    source: String,
+    line: usize,
+    pub(crate) tags: Vec<TagVerdict>,
+    annotated: Option<String>,
+    pub(crate) original_answer: String,
+    /// All of them, when the conversation has several that were written again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_answers: Option<Vec<String>>,
+    model: Option<String>,
+    seeds: Seeds,
+    prompt_hash: Option<String>,
+    tokens: Tokens,
+}
+
+/// The verifier's word on one tag of the draft.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct TagVerdict {
+    pub(crate) tag: Tag,
+    pub(crate) label: Label,
+    margin: Option<f32>,
+    pub(crate) kept: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Seeds {
+    draft: Option<u64>,
+    verify: Option<u64>,
+    respond: Vec<u64>,
+}
+
+/// Tokens read and written for a line, all attempts and turns together.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Tokens {
+    draft_prompt: usize,
+    draft: usize,
+    verify_prompt: usize,
+    verify: usize,
+    respond_prompt: usize,
+    respond: usize,
+}
+
+/// The line of a row that was kept. `model` names what wrote it.
+pub(crate) fn line(plan: &Plan, variant: Variant, model: &str, row: &Row, answers: &Answers, kept: &Kept) -> Line {
+    let written = !kept.answers.is_empty();
+    let seeds = Seeds {
+        draft: kept.drafted.as_ref().map(|drafted| plan.seed(row, Phase::Draft, drafted.attempt)),
+        // Scoring draws nothing.
+        verify: matches!(answers.get(&(Phase::Verify, 0)), Some(Answer::Reply(_)) if kept.drafted.is_some())
+            .then(|| plan.seed(row, Phase::Verify, 0)),
+        respond: (0..kept.answers.len()).map(|turn| plan.seed(row, Phase::Respond, turn)).collect(),
+    };
+    let tags = kept.drafted.iter().flat_map(|drafted| {
+        let used = Tag::CANONICAL.into_iter().filter(|tag| drafted.phrases.iter().any(|phrase| phrase.tag == *tag));
+        used.map(|tag| {
+            let verdict = drafted.verdicts[&tag];
+            TagVerdict { tag, label: verdict.label, margin: verdict.margin, kept: drafted.kept_tags.contains(&tag) }
+        })
+    });
+    let originals = || row.turns.iter().map(|turn| turn.answer.clone());
+    let generated = written || kept.drafted.is_some();
+    Line {
+        messages: messages(variant, row, kept),
+        sysgen: Provenance {
+            id: row.id.clone(),
+            source: row.source.clone(),
+            line: row.line,
+            tags: tags.collect(),
+            annotated: kept.drafted.as_ref().map(|drafted| drafted.annotated.trim().to_string()),
+            original_answer: row.turns[0].answer.clone(),
+            original_answers: (row.turns.len() > 1).then(|| originals().collect()),
+            model: generated.then(|| model.to_string()),
+            seeds,
+            prompt_hash: kept.drafted.as_ref().map(|_| plan.prompt_hash(row)),
+            tokens: tokens(answers, kept),
+        },
+    }
+}
+
+fn messages(variant: Variant, row: &Row, kept: &Kept) -> Vec<Turn> {
+    let mut turns = Vec::new();
+    let turn = |message: Message, weight| Turn { role: message.role, content: message.content, weight };
+    for earlier in &row.history {
+        let [question, answer] = spoken(earlier);
+        turns.extend([turn(question, None), turn(answer, Some(0))]);
+    }
+    for (i, original) in row.turns.iter().enumerate() {
+        let [question, answer] = spoken(original);
+        let answer = kept.answers.get(i).map_or(answer, Message::assistant);
+        turns.extend([turn(question, None), turn(answer, None)]);
+    }
+    match &kept.system {
+        // The paper's Table 7: the same text at the beginning of the user's message.
+        Some(system) if variant == Variant::SystemInUser => {
+            turns[0].content = format!("{system}\n\n{}", turns[0].content);
+        }
+        Some(system) => turns.insert(0, turn(Message::system(system), None)),
+        None => {}
+    }
+    turns
+}
+
+/// Only what this line is made of counts: the log may hold more, for another variant of it.
+fn tokens(answers: &Answers, kept: &Kept) -> Tokens {
+    let mut tokens = Tokens::default();
+    let add = |read: &mut usize, wrote: &mut usize, reply: &Reply| {
+        *read += reply.prompt_tokens;
+        *wrote += reply.reply_tokens;
+    };
+    let attempts = kept.drafted.as_ref().map_or(0, |drafted| drafted.attempt + 1);
+    for ((phase, attempt), answer) in answers {
+        match (phase, answer) {
+            (Phase::Draft, Answer::Reply(reply)) if *attempt < attempts => {
+                add(&mut tokens.draft_prompt, &mut tokens.draft, reply);
+            }
+            (Phase::Verify, Answer::Reply(reply)) if attempts > 0 => {
+                add(&mut tokens.verify_prompt, &mut tokens.verify, reply);
+            }
+            (Phase::Verify, Answer::Judged(judged)) if attempts > 0 => tokens.verify_prompt += judged.prompt_tokens,
+            (Phase::Respond, Answer::Reply(reply)) if *attempt < kept.answers.len() => {
+                add(&mut tokens.respond_prompt, &mut tokens.respond, reply);
+            }
+            _ => {}
+        }
+    }
+    tokens
+}

@@ -1,0 +1,108 @@
+//! What the phases ask of a language model. `local` answers with a model in this process; the tests
+//! answer from a script.
+
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use sysgen_core::message::Message;
+
+/// How a reply is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// 1 is all.
+    pub top_p: f64,
+    /// 0 is all.
+    pub top_k: usize,
+    /// Longest reply, in tokens.
+    pub max_tokens: usize,
+}
+
+/// A conversation to go on with, and the seed of its own random stream.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// The turns; the last one is the user's.
+    pub messages: Vec<Message>,
+    /// How the reply is drawn.
+    pub sampling: Sampling,
+    /// Fixes the reply, whatever else is in the batch.
+    pub seed: u64,
+}
+
+/// What the model wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The text as it was written.
+    pub text: String,
+    /// False when it was cut at `max_tokens` or at the end of the context.
+    pub finished: bool,
+    /// Tokens read.
+    pub prompt_tokens: usize,
+    /// Tokens written.
+    pub reply_tokens: usize,
+}
+
+/// A conversation to judge: after the prompt, each step's text is forced and one of its labels chosen.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    /// The turns; the last one is the user's.
+    pub messages: Vec<Message>,
+    /// What follows them.
+    pub steps: Vec<LabelStep>,
+}
+
+/// Text that is given, and the labels to choose from after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelStep {
+    /// Written for the model.
+    pub forced: String,
+    /// One of these follows.
+    pub labels: Vec<String>,
+}
+
+/// The choice of one step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Index of the best label.
+    pub best: usize,
+    /// Log-probability of each label's first token that tells it apart, in nats.
+    pub log_probabilities: Vec<f32>,
+}
+
+/// All choices of one judgement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Judged {
+    /// One per step.
+    pub scores: Vec<Scores>,
+    /// Tokens read, the forced ones included.
+    pub prompt_tokens: usize,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome<T> {
+    /// It was answered.
+    Done(T),
+    /// The prompt fills the context: this many tokens.
+    TooLong(usize),
+}
+
+/// Told of each outcome the moment it is known, with the request's index; `Break` ends the batch.
+pub type OnDone<'a, T> = &'a mut dyn FnMut(usize, Outcome<T>) -> ControlFlow<()>;
+
+/// A language model. A request's outcome must depend on the request alone, not on its neighbours.
+pub trait Generator {
+    /// Answers every prompt, in any order.
+    ///
+    /// # Errors
+    /// A prompt that cannot be rendered, or a model that fails.
+    fn complete(&mut self, prompts: Vec<Prompt>, on_done: OnDone<'_, Reply>) -> Result<()>;
+
+    /// Judges every conversation, in any order.
+    ///
+    /// # Errors
+    /// As `complete`.
+    fn choose(&mut self, judgements: Vec<Judgement>, on_done: OnDone<'_, Judged>) -> Result<()>;
+}

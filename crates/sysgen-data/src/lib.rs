@@ -1,0 +1,24 @@
+//! The four phases of SysGen over a data set, resumable: `draft` a tagged system message, `filter` it,
+//! `verify` its phrases, `respond` under it. Reads many formats, writes `<output_dir>/data/`.
+//!
+//! How text becomes tokens is left to `sysgen-chat`, decoding to `sysgen-infer`; only `local` knows them.
+
+pub mod input;
+
+mod draft;
+pub mod filter;
+mod respond;
+pub mod tag;
+pub mod verify;
+
+pub mod generator;
+pub mod manifest;
+mod dataset;
+mod log;
+mod pipeline;
+mod progress;
+mod prompt;
+mod steps;
+
+pub use log::Phase;
+pub use pipeline::{ModelIdentity, Sample, Summary, dataset_path, is_complete_with, run_with};

@@ -1,0 +1,87 @@
+//! How far a run is: a bar on a terminal, a line now and then when the output goes elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Between two lines when there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+    rows: usize,
+    rows_before: usize,
+    rows_done: usize,
+    tokens: usize,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl Progress {
+    /// Of `rows` rows, `done` need nothing more.
+    pub(crate) fn new(rows: usize, done: usize) -> Progress {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} rows  {msg}");
+            let bar = ProgressBar::new(rows as u64);
+            bar.set_style(style.expect("the template is a constant"));
+            bar.set_position(done as u64);
+            bar
+        });
+        let now = Instant::now();
+        Progress { bar, rows, rows_before: done, rows_done: done, tokens: 0, started: now, last_line: now }
+    }
+
+    /// `tokens` were read or written.
+    pub(crate) fn tokens(&mut self, tokens: usize) {
+        self.tokens += tokens;
+        self.show();
+    }
+
+    /// `rows` more rows need nothing more.
+    pub(crate) fn rows(&mut self, rows: usize) {
+        self.rows_done += rows;
+        self.show();
+    }
+
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Tokens read and written so far, and the seconds it took.
+    pub(crate) fn totals(&self) -> (usize, f64) {
+        (self.tokens, self.started.elapsed().as_secs_f64())
+    }
+
+    fn show(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.rows_done as u64);
+            bar.set_message(self.message());
+        } else if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            tracing::info!("{}/{} rows  {}", self.rows_done, self.rows, self.message());
+        }
+    }
+
+    fn message(&self) -> String {
+        let seconds = self.started.elapsed().as_secs_f64().max(1e-3);
+        let speed = format!("{:.0} tokens/s", self.tokens as f64 / seconds);
+        let done_now = self.rows_done - self.rows_before;
+        if done_now == 0 {
+            return speed;
+        }
+        let left = seconds / done_now as f64 * (self.rows - self.rows_done) as f64;
+        format!("{speed}  {} left", duration(left))
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let seconds = seconds as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}

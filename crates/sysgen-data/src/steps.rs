@@ -1,0 +1,228 @@
+//! What a row needs next, as a pure function of the answers it has got. Everything that decides about
+//! a row is here, so a resumed run cannot decide otherwise than an undisturbed one.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use sysgen_core::config::{GenerateSection, RunConfig, Variant, VerifyMethod};
+use sysgen_core::hash::{hash_bytes, seed_from};
+use sysgen_core::message::Message;
+
+use crate::filter::{filter, system_text};
+use crate::generator::{Judgement, Prompt, Reply, Sampling};
+use crate::input::Row;
+use crate::log::{Answer, Answers, Phase};
+use crate::prompt::PromptFile;
+use crate::tag::{Phrase, RejectReason, Tag};
+use crate::verify::Verdict;
+use crate::{draft, respond, verify};
+
+/// What the phases go by; the same for every row.
+pub(crate) struct Plan {
+    seed: u64,
+    generate: GenerateSection,
+    draft_prompt: PromptFile,
+    verify_prompt: PromptFile,
+}
+
+/// What happens to a row next.
+pub(crate) enum Step {
+    /// The model writes.
+    Complete { phase: Phase, attempt: usize, prompt: Prompt },
+    /// The model chooses labels.
+    Choose(Judgement),
+    /// It is left out.
+    Dropped { phase: Phase, reason: &'static str },
+    /// It is in the data set.
+    Kept(Box<Kept>),
+}
+
+/// A row that went through all phases.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Kept {
+    /// The system message; none in `variant = "no_system"`.
+    pub(crate) system: Option<String>,
+    /// The draft the system message was made of.
+    pub(crate) drafted: Option<Drafted>,
+    /// The new answers, one per turn; empty when the original ones stay.
+    pub(crate) answers: Vec<String>,
+}
+
+/// A draft with something usable in it, and what the verifier said of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Drafted {
+    pub(crate) attempt: usize,
+    pub(crate) annotated: String,
+    /// In canonical order, before verification.
+    pub(crate) phrases: Vec<Phrase>,
+    pub(crate) verdicts: BTreeMap<Tag, Verdict>,
+    /// The phrases of these tags are in the system message.
+    pub(crate) kept_tags: Vec<Tag>,
+}
+
+/// Reasons for leaving a row out.
+pub(crate) const TOO_LONG: &str = "longer than the context";
+pub(crate) const NOTHING_USABLE: &str = "no usable phrase in any draft";
+pub(crate) const NOTHING_GOOD: &str = "no phrase judged good";
+pub(crate) const EMPTY_ANSWER: &str = "empty answer";
+pub(crate) const UNFINISHED_ANSWER: &str = "unfinished answer";
+
+impl Plan {
+    /// Reads the prompt files of the config.
+    pub(crate) fn new(config: &RunConfig, generate: &GenerateSection) -> Result<Plan> {
+        Ok(Plan {
+            seed: config.seed,
+            draft_prompt: draft::prompt_file(&generate.draft_prompt)?,
+            verify_prompt: verify::prompt_file(&generate.verify_prompt)?,
+            generate: generate.clone(),
+        })
+    }
+
+    pub(crate) fn prompt_hashes(&self) -> [&str; 2] {
+        [&self.draft_prompt.hash, &self.verify_prompt.hash]
+    }
+
+    /// The seed of one request. 53 bits, because the data set names it and many JSON readers hold
+    /// numbers as doubles.
+    pub(crate) fn seed(&self, row: &Row, phase: Phase, attempt: usize) -> u64 {
+        seed_from(&[&self.seed.to_string(), &row.id, phase.name(), &attempt.to_string()]) >> 11
+    }
+
+    /// blake3 of the row's draft prompt as JSON.
+    pub(crate) fn prompt_hash(&self, row: &Row) -> String {
+        let messages = serde_json::to_vec(&draft::prompt(&self.draft_prompt, row));
+        hash_bytes(&messages.expect("messages are plain data"))
+    }
+
+    /// What `row` needs next, given its answers so far.
+    pub(crate) fn next(&self, row: &Row, answers: &Answers) -> Step {
+        match self.generate.variant {
+            Variant::NoSystem => {
+                return Step::Kept(Box::new(Kept { system: row.system.clone(), ..Kept::default() }));
+            }
+            Variant::CommonSystem => {
+                let common = self.generate.common_system_message.clone();
+                let system = row.system.clone().unwrap_or(common);
+                return Step::Kept(Box::new(Kept { system: Some(system), ..Kept::default() }));
+            }
+            Variant::Sysgen | Variant::OriginalAnswer | Variant::SystemInUser => {}
+        }
+        let (system, drafted) = match &row.system {
+            Some(own) => (own.clone(), None),
+            None => match self.system_message(row, answers) {
+                Ok(drafted) => (drafted.system_text(), Some(drafted)),
+                Err(step) => return step,
+            },
+        };
+        let mut written: Vec<&str> = Vec::new();
+        if self.generate.variant != Variant::OriginalAnswer {
+            for turn in 0..row.turns.len() {
+                let reply = match answers.get(&(Phase::Respond, turn)) {
+                    Some(Answer::Reply(reply)) => reply,
+                    Some(Answer::TooLong(_)) => return dropped(Phase::Respond, TOO_LONG),
+                    Some(Answer::Judged(_)) | None => {
+                        return self.complete(row, Phase::Respond, turn, respond::prompt(&system, row, &written));
+                    }
+                };
+                if !reply.finished {
+                    return dropped(Phase::Respond, UNFINISHED_ANSWER);
+                }
+                if reply.text.trim().is_empty() {
+                    return dropped(Phase::Respond, EMPTY_ANSWER);
+                }
+                written.push(reply.text.trim());
+            }
+        }
+        let answers = written.into_iter().map(str::to_string).collect();
+        Step::Kept(Box::new(Kept { system: Some(system), drafted, answers }))
+    }
+
+    /// Phases 1 to 3; `Err` is the step that is still needed, or the drop.
+    fn system_message(&self, row: &Row, answers: &Answers) -> Result<Drafted, Step> {
+        let mut drafted = None;
+        for attempt in 0..=self.generate.draft.retries {
+            let reply = match answers.get(&(Phase::Draft, attempt)) {
+                Some(Answer::Reply(reply)) => reply,
+                Some(Answer::TooLong(_)) => return Err(dropped(Phase::Draft, TOO_LONG)),
+                Some(Answer::Judged(_)) | None => {
+                    let prompt = draft::prompt(&self.draft_prompt, row);
+                    return Err(self.complete(row, Phase::Draft, attempt, prompt));
+                }
+            };
+            let phrases = filter(&reply.text, self.generate.tags).phrases;
+            if !phrases.is_empty() {
+                drafted = Some(Drafted { attempt, annotated: reply.text.clone(), phrases, ..Drafted::default() });
+                break;
+            }
+        }
+        let Some(mut drafted) = drafted else {
+            return Err(dropped(Phase::Draft, NOTHING_USABLE));
+        };
+        drafted.verdicts = match answers.get(&(Phase::Verify, 0)) {
+            Some(Answer::Judged(judged)) => verify::from_scores(&judged.scores),
+            Some(Answer::Reply(reply)) => verify::from_text(&reply.text),
+            Some(Answer::TooLong(_)) => return Err(dropped(Phase::Verify, TOO_LONG)),
+            None => return Err(self.judge(row, &drafted)),
+        };
+        for tag in Tag::CANONICAL {
+            let used = drafted.phrases.iter().any(|phrase| phrase.tag == tag);
+            if used && verify::keeps(&drafted.verdicts[&tag], self.generate.verify.threshold) {
+                drafted.kept_tags.push(tag);
+            }
+        }
+        if drafted.kept_tags.is_empty() {
+            return Err(dropped(Phase::Verify, NOTHING_GOOD));
+        }
+        Ok(drafted)
+    }
+
+    fn judge(&self, row: &Row, drafted: &Drafted) -> Step {
+        let turn = row.turns.last().expect("a row has at least one turn");
+        let prompt = verify::prompt(&self.verify_prompt, &drafted.phrases, &drafted.annotated, &turn.question, &turn.answer);
+        match self.generate.verify.method {
+            VerifyMethod::Score => Step::Choose(Judgement { messages: prompt, steps: verify::label_steps() }),
+            VerifyMethod::Generate => self.complete(row, Phase::Verify, 0, prompt),
+        }
+    }
+
+    fn complete(&self, row: &Row, phase: Phase, attempt: usize, messages: Vec<Message>) -> Step {
+        let GenerateSection { draft, verify, respond, .. } = &self.generate;
+        let (temperature, top_p, top_k, max_tokens) = match phase {
+            Phase::Draft => (draft.temperature, draft.top_p, draft.top_k, draft.max_tokens),
+            Phase::Verify => (verify.temperature, verify.top_p, verify.top_k, verify.max_tokens),
+            Phase::Respond => (respond.temperature, respond.top_p, respond.top_k, respond.max_tokens),
+        };
+        let sampling = Sampling { temperature, top_p, top_k, max_tokens };
+        let prompt = Prompt { messages, sampling, seed: self.seed(row, phase, attempt) };
+        Step::Complete { phase, attempt, prompt }
+    }
+
+    /// Rejected pieces of all drafts of a row, counted by reason.
+    pub(crate) fn count_rejects(&self, answers: &Answers, counts: &mut BTreeMap<RejectReason, usize>) {
+        for reply in replies(answers, Phase::Draft) {
+            for reject in filter(&reply.text, self.generate.tags).rejects {
+                *counts.entry(reject.reason).or_default() += 1;
+            }
+        }
+    }
+}
+
+impl Drafted {
+    fn system_text(&self) -> String {
+        let kept: Vec<Phrase> =
+            self.phrases.iter().filter(|phrase| self.kept_tags.contains(&phrase.tag)).cloned().collect();
+        system_text(&kept)
+    }
+}
+
+/// What the model wrote for a row in one phase.
+pub(crate) fn replies(answers: &Answers, phase: Phase) -> impl Iterator<Item = &Reply> {
+    answers.iter().filter(move |((of, _), _)| *of == phase).filter_map(|(_, answer)| match answer {
+        Answer::Reply(reply) => Some(reply),
+        Answer::Judged(_) | Answer::TooLong(_) => None,
+    })
+}
+
+fn dropped(phase: Phase, reason: &'static str) -> Step {
+    Step::Dropped { phase, reason }
+}

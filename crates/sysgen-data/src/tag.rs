@@ -1,0 +1,367 @@
+//! The eight functions of a system message, and phrases tagged with them: `<<Role>>…<</Role>>`.
+//! Reading is total: whatever a model writes comes out as phrases and rejects, never as an error.
+//! Only the eight names are tags, so `<<48/2=24>>` and `cout << x` are text.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sysgen_core::config::TagRules;
+
+/// What a phrase of a system message is for (paper §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Tag {
+    /// The role or profession to take on.
+    Role,
+    /// What must appear in the answer.
+    Content,
+    /// What is to be done.
+    Task,
+    /// How to behave.
+    Action,
+    /// How to sound.
+    Style,
+    /// Context the answer must agree with.
+    Background,
+    /// Tools to use.
+    Tool,
+    /// The shape of the answer.
+    Format,
+}
+
+impl Tag {
+    /// The order of phrases in a finished system message (paper Fig. 2).
+    pub const CANONICAL: [Tag; 8] = [
+        Tag::Role,
+        Tag::Content,
+        Tag::Task,
+        Tag::Action,
+        Tag::Style,
+        Tag::Background,
+        Tag::Tool,
+        Tag::Format,
+    ];
+
+    /// The order in the prompts, and so in the verifier's eight lines (paper Tables 12 and 13).
+    pub const IN_PROMPTS: [Tag; 8] = [
+        Tag::Task,
+        Tag::Tool,
+        Tag::Style,
+        Tag::Action,
+        Tag::Content,
+        Tag::Background,
+        Tag::Role,
+        Tag::Format,
+    ];
+
+    /// The name inside the brackets.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tag::Role => "Role",
+            Tag::Content => "Content",
+            Tag::Task => "Task",
+            Tag::Action => "Action",
+            Tag::Style => "Style",
+            Tag::Background => "Background",
+            Tag::Tool => "Tool",
+            Tag::Format => "Format",
+        }
+    }
+
+    fn named(name: &str) -> Option<Tag> {
+        Tag::CANONICAL.into_iter().find(|tag| tag.name() == name)
+    }
+
+    /// As `named`, in any case and in the plural (`<<Tasks>>`, seen because prompts list them so).
+    fn named_loosely(name: &str) -> Option<Tag> {
+        let name = name.trim();
+        Tag::CANONICAL.into_iter().find(|tag| {
+            let singular = tag.name();
+            name.eq_ignore_ascii_case(singular)
+                || name.strip_suffix(['s', 'S']).is_some_and(|name| name.eq_ignore_ascii_case(singular))
+        })
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A piece of a system message and what it is for. The text is trimmed and not empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phrase {
+    /// What it is for.
+    pub tag: Tag,
+    /// The text without tags.
+    pub text: String,
+}
+
+/// Why a piece of a draft is no phrase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RejectReason {
+    /// Text outside any tag.
+    Untagged,
+    /// Text with a tag outside the eight, such as `<<Example>>`.
+    UnknownTag,
+    /// A tag that another opening tag or the end follows.
+    Unclosed,
+    /// A tag closed by another one's closing tag.
+    Mismatched,
+    /// A closing tag that closes nothing.
+    StrayClose,
+    /// One of the eight names, badly written: `<<//Role>>`, `<<role>>`, `<<Roles>>`.
+    Malformed,
+    /// A pair of tags with nothing between.
+    Empty,
+}
+
+/// A piece of a draft that is no phrase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reject {
+    /// Why.
+    pub reason: RejectReason,
+    /// The piece, trimmed.
+    pub text: String,
+}
+
+/// Phrases and rejects of `text`, each in the order they stand there.
+///
+/// Strict: `<<X>>…<</X>>` with exactly the eight names; a badly written one still ends the phrase it
+/// stands in, so that no tag is left in a system message. Lenient also reads `<<X>>…<<X>>`,
+/// `«X»…«/X»`, `<X>…</X>`, other case, plural, spaces and repeated slashes.
+pub fn parse(text: &str, rules: TagRules) -> (Vec<Phrase>, Vec<Reject>) {
+    let mut phrases = Vec::new();
+    let mut rejects = Vec::new();
+    let mut reject = |reason, text: &str| rejects.push(Reject { reason, text: text.trim().to_string() });
+    // The tag that waits for its end, and where its text starts.
+    let mut open: Option<(Tag, usize)> = None;
+    let mut untagged_from = 0;
+    let mut from = 0;
+    while let Some(mark) = next_mark(text, from, rules) {
+        from = mark.end;
+        let Some((tag, start)) = open else {
+            reject_outside(&text[untagged_from..mark.start], &mut reject);
+            untagged_from = mark.end;
+            match mark.kind {
+                MarkKind::Open => open = Some((mark.tag, mark.end)),
+                MarkKind::Close => reject(RejectReason::StrayClose, &text[mark.start..mark.end]),
+                MarkKind::Malformed => reject(RejectReason::Malformed, &text[mark.start..mark.end]),
+            }
+            continue;
+        };
+        let inside = text[start..mark.start].trim();
+        untagged_from = mark.end;
+        open = None;
+        let closes = match mark.kind {
+            MarkKind::Close => true,
+            MarkKind::Open => rules == TagRules::Lenient && mark.tag == tag && !inside.is_empty(),
+            MarkKind::Malformed => false,
+        };
+        if closes && mark.tag == tag {
+            if inside.is_empty() {
+                reject(RejectReason::Empty, &text[mark.start..mark.end]);
+            } else {
+                phrases.push(Phrase { tag, text: inside.to_string() });
+            }
+        } else if closes {
+            reject(RejectReason::Mismatched, inside);
+        } else if mark.kind == MarkKind::Malformed {
+            reject(RejectReason::Malformed, inside);
+        } else {
+            reject(RejectReason::Unclosed, inside);
+            open = Some((mark.tag, mark.end));
+        }
+    }
+    match open {
+        Some((_, start)) => reject(RejectReason::Unclosed, &text[start..]),
+        None => reject_outside(&text[untagged_from..], &mut reject),
+    }
+    (phrases, rejects)
+}
+
+/// The phrases with their tags, one per line; `parse` gives them back.
+pub fn render(phrases: &[Phrase]) -> String {
+    let tagged = |phrase: &Phrase| format!("<<{0}>>{1}<</{0}>>", phrase.tag, phrase.text);
+    phrases.iter().map(tagged).collect::<Vec<_>>().join("\n")
+}
+
+fn reject_outside(text: &str, reject: &mut impl FnMut(RejectReason, &str)) {
+    if text.trim().is_empty() {
+        return;
+    }
+    let unknown = has_unknown_tag(text);
+    reject(if unknown { RejectReason::UnknownTag } else { RejectReason::Untagged }, text);
+}
+
+/// `<<Example>>`, `<<Conversational History>>`: words in tag brackets. Outside phrases only, and only
+/// to count them apart.
+fn has_unknown_tag(text: &str) -> bool {
+    text.match_indices("<<").any(|(at, _)| {
+        let name = text[at + 2..].trim_start_matches('/');
+        name.find(">>").is_some_and(|end| {
+            let name = &name[..end];
+            name.starts_with(|c: char| c.is_alphabetic())
+                && name.chars().all(|c| c.is_alphanumeric() || c == ' ' || c == '_' || c == '-')
+        })
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MarkKind {
+    Open,
+    Close,
+    Malformed,
+}
+
+/// A tag where it stands: `text[start..end]`.
+struct Mark {
+    start: usize,
+    end: usize,
+    tag: Tag,
+    kind: MarkKind,
+}
+
+/// The next tag at or after byte `from`.
+fn next_mark(text: &str, from: usize, rules: TagRules) -> Option<Mark> {
+    let starts = text[from..].char_indices().filter(|(_, c)| *c == '<' || *c == '«');
+    starts.map(|(at, _)| from + at).find_map(|start| mark_at(text, start, rules))
+}
+
+fn mark_at(text: &str, start: usize, rules: TagRules) -> Option<Mark> {
+    let rest = &text[start..];
+    let brackets: &[(&str, &str)] = match rules {
+        TagRules::Strict => &[("<<", ">>")],
+        TagRules::Lenient => &[("<<", ">>"), ("«", "»"), ("<", ">")],
+    };
+    let (opening, closing) = brackets.iter().find(|(opening, _)| rest.starts_with(opening))?;
+    let body = &rest[opening.len()..];
+    let length = body.find(closing)?;
+    let body = &body[..length];
+    let end = start + opening.len() + length + closing.len();
+    let name = body.trim_start_matches(|c: char| c == '/' || c == '\\' || c.is_whitespace());
+    let slashes = &body[..body.len() - name.len()];
+    let closes = slashes.contains(['/', '\\']);
+    let exact = Tag::named(name).filter(|_| slashes.is_empty() || slashes == "/");
+    let kind = if closes { MarkKind::Close } else { MarkKind::Open };
+    if let Some(tag) = exact {
+        return Some(Mark { start, end, tag, kind });
+    }
+    // `<style>` and `<content>` are HTML; in single brackets only `<Style>` is one of ours.
+    if *opening == "<" && !name.starts_with(|c: char| c.is_ascii_uppercase()) {
+        return None;
+    }
+    let tag = Tag::named_loosely(name)?;
+    let kind = if rules == TagRules::Strict { MarkKind::Malformed } else { kind };
+    Some(Mark { start, end, tag, kind })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use RejectReason::*;
+    use TagRules::{Lenient, Strict};
+
+    #[track_caller]
+    fn check(rules: TagRules, text: &str, phrases: &[(Tag, &str)], rejects: &[(RejectReason, &str)]) {
+        let (found, rejected) = parse(text, rules);
+        let found: Vec<_> = found.iter().map(|p| (p.tag, p.text.as_str())).collect();
+        let rejected: Vec<_> = rejected.iter().map(|r| (r.reason, r.text.as_str())).collect();
+        assert_eq!((found.as_slice(), rejected.as_slice()), (phrases, rejects), "{text}");
+    }
+
+    #[test]
+    fn matching_pairs_are_phrases() {
+        check(Strict, "<<Role>>You are a judge.<</Role>>\n<<Task>> Rule. <</Task>>", &[(Tag::Role, "You are a judge."), (Tag::Task, "Rule.")], &[]);
+    }
+
+    #[test]
+    fn a_tag_may_occur_twice() {
+        check(Strict, "<<Task>>a<</Task>><<Task>>b<</Task>>", &[(Tag::Task, "a"), (Tag::Task, "b")], &[]);
+    }
+
+    #[test]
+    fn sums_and_streams_are_text() {
+        check(Strict, "<<Task>>Show 48/2=<<48/2=24>>24 and cout << x << endl;<</Task>>", &[(Tag::Task, "Show 48/2=<<48/2=24>>24 and cout << x << endl;")], &[]);
+        check(Strict, "<<48/2=24>>24 if (a<b) cout << x;", &[], &[(Untagged, "<<48/2=24>>24 if (a<b) cout << x;")]);
+        check(Lenient, "<style>p</style> vector<int> a<<b>>c", &[], &[(Untagged, "<style>p</style> vector<int> a<<b>>c")].map(|(_, t)| (UnknownTag, t)));
+    }
+
+    #[test]
+    fn text_outside_tags_is_rejected() {
+        check(Strict, "Sure! <<Role>>a<</Role>> Done.", &[(Tag::Role, "a")], &[(Untagged, "Sure!"), (Untagged, "Done.")]);
+    }
+
+    #[test]
+    fn tags_outside_the_eight_are_rejected_with_their_text() {
+        check(Strict, "<<Example>>x<</Example>><<Role>>a<</Role>>", &[(Tag::Role, "a")], &[(UnknownTag, "<<Example>>x<</Example>>")]);
+    }
+
+    #[test]
+    fn boundaries_must_match() {
+        check(Strict, "<<Task>>a<</Format>> <<Role>>b<</Role>>", &[(Tag::Role, "b")], &[(Mismatched, "a")]);
+        check(Strict, "<<Task>>a<<Format>>b<</Format>>", &[(Tag::Format, "b")], &[(Unclosed, "a")]);
+        check(Strict, "<<Format>>a", &[], &[(Unclosed, "a")]);
+        check(Strict, "<</Format>>a", &[], &[(StrayClose, "<</Format>>"), (Untagged, "a")]);
+        check(Strict, "<<Role>> <</Role>>", &[], &[(Empty, "<</Role>>")]);
+        check(Strict, "<<Role>>a<<//Role>>b<</Role>>", &[], &[(Malformed, "a"), (Untagged, "b"), (StrayClose, "<</Role>>")]);
+    }
+
+    #[test]
+    fn strict_refuses_what_lenient_reads() {
+        for text in ["<<Role>>a<<Role>>", "«Role»a«/Role»", "<Role>a</Role>", "<<role>>a<</ROLE>>", "<<Roles>>a<</ Role >>", "<<Role>>a<<//Role>>"] {
+            assert_eq!(parse(text, Strict).0, [], "{text}");
+            check(Lenient, text, &[(Tag::Role, "a")], &[]);
+        }
+    }
+
+    mod properties {
+        use super::*;
+        use proptest::prelude::*;
+
+        fn phrase() -> impl Strategy<Value = Phrase> {
+            let text = prop_oneof![
+                "\\PC{1,40}",
+                Just("48/2=<<48/2=24>>24".to_string()),
+                Just("cout << x << \"a>>b\";\nreturn".to_string()),
+                Just("Antworte höflich. 정중하게 «답» 하세요".to_string()),
+            ];
+            (0..8usize, text).prop_filter_map("a phrase holds text and no tag", |(tag, text)| {
+                let text = text.trim().to_string();
+                let bare = !text.is_empty() && next_mark(&format!("{text}<</Role>>"), 0, Strict)?.start == text.len();
+                bare.then(|| Phrase { tag: Tag::CANONICAL[tag], text })
+            })
+        }
+
+        /// Text that is dense in almost-tags.
+        fn noise() -> impl Strategy<Value = String> {
+            let pieces = prop::sample::select(vec!["<<", ">>", "<", ">", "«", "»", "/", "\\", " ", "Role", "tasks", "Style", "é", "값", "\n", "x", "<<Role>>", "<</Role>>", "<</Task>>", "<<Example>>"]);
+            prop::collection::vec(pieces, 0..30).prop_map(|pieces| pieces.concat())
+        }
+
+        proptest! {
+            #[test]
+            fn parse_undoes_render(phrases in prop::collection::vec(phrase(), 0..6)) {
+                let (read, rejects) = parse(&render(&phrases), Strict);
+                prop_assert_eq!(read, phrases);
+                prop_assert_eq!(rejects, vec![]);
+            }
+
+            #[test]
+            fn any_text_is_read(text in prop_oneof![".{0,80}", noise()]) {
+                for rules in [Strict, Lenient] {
+                    let (phrases, rejects) = parse(&text, rules);
+                    for phrase in &phrases {
+                        prop_assert!(!phrase.text.is_empty());
+                        prop_assert_eq!(phrase.text.trim(), &phrase.text);
+                        prop_assert!(next_mark(&phrase.text, 0, rules).is_none(), "a tag is left in {:?}", phrase.text);
+                    }
+                    // Nothing vanishes: a text that is not blank leaves a phrase or a reject.
+                    prop_assert_eq!(phrases.is_empty() && rejects.is_empty(), text.trim().is_empty());
+                }
+            }
+        }
+    }
+}

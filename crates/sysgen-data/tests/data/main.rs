@@ -1,0 +1,8 @@
+//! The data library from the outside: formats in, the four phases with a scripted model, bytes out.
+#![allow(clippy::unwrap_used)]
+
+mod external;
+mod formats;
+mod phases;
+mod resume;
+mod scripted;
