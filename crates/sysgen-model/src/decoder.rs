@@ -1,0 +1,274 @@
+//! The decoder: token ids to hidden states and logits over whole rows, for training and evaluation.
+//! Decoding with a cache is `cached.rs`; the ops are `sysgen_ops`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sysgen_ops::{AttentionShape, Segments};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::layer::{Rotation, norm};
+use crate::names::{Entry, Kind, entries};
+use crate::save::{self, ExportDtype};
+use crate::tokens::Tokens;
+use crate::weights::{Parameter, Weight, Weights};
+
+/// A language model of one of the supported families. All weights are f32: it is what every op computes in, and what
+/// f16 and bf16 files convert to without loss.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    /// What `config.json` says.
+    pub config: ModelConfig,
+    pub(crate) weights: Weights,
+}
+
+impl Decoder {
+    /// Loads a Hugging Face model directory onto `device`. The host holds about one tensor at a time.
+    ///
+    /// # Errors
+    /// The configuration is not supported, or a tensor is missing, surplus, mis-shaped or truncated; found from the
+    /// headers, before any tensor is made.
+    pub fn load(dir: &Path, device: &Device) -> Result<Decoder> {
+        let config = ModelConfig::from_directory(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        checkpoint.check(&config)?;
+        let list = entries(&config)
+            .into_iter()
+            .map(|Entry { name, shape, .. }| {
+                Weight::from_values(checkpoint.values(&name), &shape, device)
+            });
+        let weights = Weights::from_list(&config, list.collect());
+        Ok(Decoder { config, weights })
+    }
+
+    /// An untrained model: matrices normal with deviation `initializer_range`, norms that change nothing, biases 0.
+    /// A tensor's values depend on the seed and its name only.
+    pub fn random(config: ModelConfig, seed: u64, device: &Device) -> Decoder {
+        let list = entries(&config)
+            .into_iter()
+            .map(|Entry { name, kind, shape }| {
+                let count = shape.iter().product();
+                let values = match kind {
+                    Kind::Matrix => normal(seed, &name, count, config.initializer_range),
+                    Kind::Bias => vec![0.0; count],
+                    Kind::Norm => vec![if config.norm_plus_one { 0.0 } else { 1.0 }; count],
+                };
+                Weight::from_values(values, &shape, device)
+            });
+        let weights = Weights::from_list(&config, list.collect());
+        Decoder { config, weights }
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> Device {
+        self.weights.embedding.device()
+    }
+
+    /// The residual stream after the final norm.
+    ///
+    /// # Shapes
+    /// output: `[batch, time, dim]`; rows of padding hold numbers without meaning
+    ///
+    /// # Panics
+    /// `tokens` contradicts its own sizes or holds an id at or above `vocab_size`.
+    pub fn hidden(&self, tokens: &Tokens) -> Tensor<3> {
+        self.run(tokens, |_| {})
+    }
+
+    /// Every stage of [`Decoder::hidden`]: the embeddings, the residual stream after each layer, the result.
+    pub fn hidden_states(&self, tokens: &Tokens) -> Vec<Tensor<3>> {
+        let mut stages = Vec::new();
+        let last = self.run(tokens, |x| stages.push(x.clone()));
+        stages.push(last);
+        stages
+    }
+
+    /// Head and final soft-cap on hidden states `[.., dim]`: logits `[.., vocab]`.
+    pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        let logits = sysgen_ops::linear(hidden, self.head(), None);
+        match self.config.final_softcap {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
+        }
+    }
+
+    /// The head, `[vocab, dim]`; of a tied model the embedding table itself.
+    pub fn head(&self) -> Tensor<2> {
+        self.weights
+            .head
+            .as_ref()
+            .unwrap_or(&self.weights.embedding)
+            .clone()
+    }
+
+    /// Every parameter under its name in the checkpoint; a tied head once, as `model.embed_tokens.weight`.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        self.clone().into_parameters().1
+    }
+
+    /// Gives up the decoder for its parameters. Unlike those of [`Decoder::parameters`], these tensors have no second
+    /// owner, so an optimizer can update them in place.
+    pub fn into_parameters(self) -> (ModelConfig, Vec<Parameter>) {
+        let names = entries(&self.config).into_iter().map(|entry| entry.name);
+        let list = names
+            .zip(self.weights.into_list())
+            .map(|(name, tensor)| Parameter { name, tensor })
+            .collect();
+        (self.config, list)
+    }
+
+    /// The decoder of [`Decoder::into_parameters`], put together again.
+    ///
+    /// # Panics
+    /// The names or shapes are not those of `config`, in their order.
+    pub fn from_parameters(config: ModelConfig, parameters: Vec<Parameter>) -> Decoder {
+        for (entry, parameter) in entries(&config).iter().zip(&parameters) {
+            assert_eq!(entry.name, parameter.name, "order of the parameters");
+        }
+        let list = parameters
+            .into_iter()
+            .map(|parameter| parameter.tensor)
+            .collect();
+        let weights = Weights::from_list(&config, list);
+        Decoder { config, weights }
+    }
+
+    /// This decoder with other values, in the order of [`Decoder::parameters`].
+    ///
+    /// # Panics
+    /// As [`Decoder::from_parameters`].
+    #[must_use]
+    pub fn with_parameters(self, parameters: Vec<Parameter>) -> Decoder {
+        Decoder::from_parameters(self.config, parameters)
+    }
+
+    /// Moves to the autodiff device; every parameter will receive a gradient.
+    #[must_use]
+    pub fn autodiff(self) -> Decoder {
+        self.map(Weight::autodiff)
+    }
+
+    /// Back from the autodiff device.
+    #[must_use]
+    pub fn inner(self) -> Decoder {
+        self.map(Weight::inner)
+    }
+
+    /// Writes a model directory: weights, index, `config.json`, `generation_config.json`, each file whole or not at
+    /// all. With `like`, a directory this model came from, the files have its layout, and are byte for byte the same
+    /// where nothing has changed. `dir` is created and must not hold weight files of another layout.
+    ///
+    /// # Errors
+    /// A file cannot be written or read, `like` does not fit the model, `dir` holds other weight files, or a value
+    /// does not fit into f16.
+    pub fn save(&self, dir: &Path, dtype: ExportDtype, like: Option<&Path>) -> Result<()> {
+        save::save(&self.config, &self.parameters(), dir, dtype, like)
+    }
+
+    fn map(self, f: impl FnMut(Weight) -> Weight) -> Decoder {
+        let list = self.weights.into_list().into_iter().map(f).collect();
+        Decoder {
+            weights: Weights::from_list(&self.config, list),
+            config: self.config,
+        }
+    }
+
+    /// `observe` sees the residual stream before the first and after each layer.
+    fn run(&self, tokens: &Tokens, mut observe: impl FnMut(&Tensor<3>)) -> Tensor<3> {
+        tokens.assert_valid(self.config.vocab_size);
+        let config = &self.config;
+        let (batch, time) = (tokens.batch, tokens.time);
+        let rotation = self.rotation(&tokens.positions, &tokens.text_lengths(), [batch, time]);
+        let segments = Arc::new(Segments {
+            batch,
+            time,
+            ids: tokens.segments.clone(),
+        });
+
+        let mut x = self.embed(&tokens.ids, [batch, time]);
+        observe(&x);
+        for (layer, window) in self.weights.layers.iter().zip(&config.windows) {
+            let [q, k, v] = layer.project(config, x.clone(), &rotation);
+            let attended = sysgen_ops::attention(q, k, v, &segments, self.attention_shape(*window));
+            x = layer.finish(
+                config,
+                x,
+                attended.reshape([batch, time, config.heads * config.head_dim]),
+            );
+            observe(&x);
+        }
+        norm(config, x, &self.weights.norm)
+    }
+
+    /// Rows of the embedding table, `[batch, time, dim]`.
+    pub(crate) fn embed(&self, ids: &[u32], [batch, time]: [usize; 2]) -> Tensor<3> {
+        let table = self.weights.embedding.clone();
+        let ids: Vec<i32> = ids
+            .iter()
+            .map(|id| i32::try_from(*id).expect("ids are below the vocabulary's size"))
+            .collect();
+        let ids =
+            Tensor::<1, Int>::from_data(TensorData::new(ids, [batch * time]), &table.device());
+        let x = table
+            .select(0, ids)
+            .reshape([batch, time, self.config.hidden_size]);
+        match self.config.embedding_scale {
+            Some(scale) => x.mul_scalar(scale),
+            None => x,
+        }
+    }
+
+    /// cos and sin for tokens at `positions` of texts with `text_lengths` tokens.
+    pub(crate) fn rotation(
+        &self,
+        positions: &[u32],
+        text_lengths: &[usize],
+        [batch, time]: [usize; 2],
+    ) -> Rotation {
+        let rope = &self.config.rope;
+        let half = rope.rotary_dim / 2;
+        let (mut cos, mut sin) = (
+            Vec::with_capacity(positions.len() * half),
+            Vec::with_capacity(positions.len() * half),
+        );
+        for (position, length) in positions.iter().zip(text_lengths) {
+            rope.push(*position, rope.frequencies_for(*length), &mut cos, &mut sin);
+        }
+        let device = self.device();
+        let tensor =
+            |values| Tensor::from_data(TensorData::new(values, [batch, time, half]), &device);
+        Rotation {
+            cos: tensor(cos),
+            sin: tensor(sin),
+        }
+    }
+
+    pub(crate) fn attention_shape(&self, window: Option<usize>) -> AttentionShape {
+        AttentionShape {
+            scale: self.config.attention_scale,
+            window,
+            softcap: self.config.attention_softcap,
+        }
+    }
+}
+
+/// Normal numbers by Box and Muller.
+fn normal(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    hasher.update(name.as_bytes());
+    let mut random = ChaCha8Rng::from_seed(*hasher.finalize().as_bytes());
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let radius = deviation * (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * random.random::<f64>()).sin_cos();
+        values.extend([(radius * cos) as f32, (radius * sin) as f32]);
+    }
+    values.truncate(count);
+    values
+}

@@ -1,0 +1,29 @@
+//! Decoder language models: token ids become hidden states and logits, Hugging Face safetensors come in and go out.
+//!
+//! One decoder serves Llama 2 and 3, Solar, Qwen2.5, Phi-3 and Phi-4, Gemma-2, Mistral and Qwen3; what differs between
+//! them is data in [`ModelConfig`]. Knows nothing of text, tokenizers, sampling or training.
+
+mod cache;
+mod cached;
+mod checkpoint;
+mod config;
+mod decoder;
+mod device;
+mod layer;
+mod names;
+mod rope;
+mod save;
+mod tokens;
+mod weights;
+
+pub use burn::tensor::Device;
+
+pub use cache::KvCache;
+pub use cached::Run;
+pub use config::{Activation, Biases, Family, ModelConfig, SUPPORTED, StoredDtype};
+pub use decoder::Decoder;
+pub use device::device;
+pub use rope::{Long, Rope};
+pub use save::ExportDtype;
+pub use tokens::Tokens;
+pub use weights::{Parameter, Weight};
