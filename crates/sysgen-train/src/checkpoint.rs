@@ -1,0 +1,250 @@
+//! `checkpoint-N/`: everything needed to go on after step N as if nothing had happened, bit for bit.
+//!
+//! The weights are a Hugging Face folder in f32 (a checkpoint can be loaded like any model), the moments lie beside them in
+//! `optimizer.safetensors`, and `trainer_state.json`, written last, lists the size of every file: a checkpoint is complete
+//! when it is there and the sizes are right. The data cursor is the step number (see [`crate::order`]).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+use sysgen_chat::Chat;
+use sysgen_core::files::{write_atomically, write_directory_atomically};
+use sysgen_model::{Decoder, ExportDtype, Parameter, StoredDtype};
+use sysgen_ops::{AdamW, Moments};
+
+use crate::identity::Identity;
+use crate::optim::{Optimizer, State};
+use crate::trainer::Trainer;
+
+const STATE_FILE: &str = "trainer_state.json";
+const MOMENTS_FILE: &str = "optimizer.safetensors";
+
+/// Where a run is, apart from weights and moments.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimizer steps done, skipped ones included: the data cursor.
+    pub step: usize,
+    /// Updates applied.
+    pub updates: u64,
+    /// Tokens seen, without padding.
+    pub num_tokens: u64,
+    /// Tokens learnt.
+    pub supervised_tokens: u64,
+    /// Steps skipped because loss or gradient were not finite.
+    pub nonfinite_steps: usize,
+    /// Seconds spent in steps.
+    pub seconds: f64,
+}
+
+/// `trainer_state.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SavedState {
+    /// Where the run is.
+    pub progress: Progress,
+    /// The run it belongs to.
+    pub identity: Identity,
+    /// Version of this program.
+    pub version: String,
+    /// Size in bytes of every other file.
+    pub files: BTreeMap<String, u64>,
+}
+
+/// A complete checkpoint.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its `trainer_state.json`.
+    pub state: SavedState,
+}
+
+/// What `output_dir` holds.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Complete checkpoints, the oldest first.
+    pub complete: Vec<Checkpoint>,
+    /// Checkpoints that cannot be used, and why.
+    pub incomplete: Vec<(PathBuf, String)>,
+}
+
+/// Writes `checkpoint-N` for the trainer's present state and removes the oldest beyond `keep` (0 keeps all).
+///
+/// # Errors
+/// When a file cannot be written; the folder is then as it was.
+pub fn save(
+    output_dir: &Path,
+    trainer: &Trainer,
+    chat: &Chat,
+    progress: &Progress,
+    identity: &Identity,
+    effective_config: &str,
+    keep: usize,
+) -> Result<PathBuf> {
+    let path = output_dir.join(format!("checkpoint-{}", progress.step));
+    write_directory_atomically(&path, |dir| {
+        trainer.decoder().save(dir, ExportDtype::Of(StoredDtype::F32), None)?;
+        chat.save(dir)?;
+        std::fs::write(dir.join("config.toml"), effective_config)?;
+        save_moments(&dir.join(MOMENTS_FILE), &trainer.decoder().parameters(), &trainer.optimizer)?;
+        let state = SavedState {
+            progress: progress.clone(),
+            identity: identity.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            files: file_sizes(dir)?,
+        };
+        write_atomically(&dir.join(STATE_FILE), |file| {
+            serde_json::to_writer_pretty(&mut *file, &state)?;
+            writeln!(file)
+        })
+    })
+    .with_context(|| format!("saving {}", path.display()))?;
+    remove_oldest(output_dir, keep)?;
+    Ok(path)
+}
+
+/// Looks for checkpoints in `output_dir`.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn find(output_dir: &Path) -> Result<Found> {
+    let mut found = Found::default();
+    for entry in std::fs::read_dir(output_dir).with_context(|| format!("reading {}", output_dir.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.strip_prefix("checkpoint-").is_none_or(|step| step.parse::<usize>().is_err()) {
+            continue;
+        }
+        match read_state(&path) {
+            Ok(state) => found.complete.push(Checkpoint { path, state }),
+            Err(error) => found.incomplete.push((path, format!("{error:#}"))),
+        }
+    }
+    found.complete.sort_by_key(|checkpoint| checkpoint.state.progress.step);
+    found.incomplete.sort();
+    Ok(found)
+}
+
+/// Loads weights, moments and settings of a complete checkpoint.
+///
+/// # Errors
+/// When a file does not hold what the model in it needs.
+pub fn load(checkpoint: &Checkpoint, settings: AdamW, max_grad_norm: f64, device: &Device) -> Result<Trainer> {
+    let decoder = Decoder::load(&checkpoint.path, device)?;
+    let states = load_moments(&checkpoint.path.join(MOMENTS_FILE), &decoder.parameters(), device)?;
+    let optimizer = Optimizer { settings, states, updates: checkpoint.state.progress.updates };
+    Ok(Trainer::new(decoder, optimizer, max_grad_norm))
+}
+
+fn read_state(path: &Path) -> Result<SavedState> {
+    let Ok(text) = std::fs::read_to_string(path.join(STATE_FILE)) else {
+        bail!("it has no {STATE_FILE}: saving it was interrupted");
+    };
+    let state: SavedState = serde_json::from_str(&text).with_context(|| format!("{STATE_FILE} cannot be read"))?;
+    for (name, &size) in &state.files {
+        let found = std::fs::metadata(path.join(name)).map(|file| file.len()).unwrap_or(0);
+        ensure!(found == size, "{name} has {found} bytes instead of {size}");
+    }
+    Ok(state)
+}
+
+fn file_sizes(dir: &Path) -> Result<BTreeMap<String, u64>> {
+    let mut sizes = BTreeMap::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        sizes.insert(entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len());
+    }
+    Ok(sizes)
+}
+
+fn remove_oldest(output_dir: &Path, keep: usize) -> Result<()> {
+    if keep == 0 {
+        return Ok(());
+    }
+    let complete = find(output_dir)?.complete;
+    for old in &complete[..complete.len().saturating_sub(keep)] {
+        // Without its state a half-removed checkpoint counts as incomplete.
+        std::fs::remove_file(old.path.join(STATE_FILE))?;
+        std::fs::remove_dir_all(&old.path).with_context(|| format!("removing {}", old.path.display()))?;
+    }
+    Ok(())
+}
+
+/// One moment as a safetensors entry; brought to the host when it is written, one at a time.
+enum Moment<'a> {
+    Vector(&'a Tensor<1>),
+    Matrix(&'a Tensor<2>),
+}
+
+struct Entry<'a> {
+    moment: Moment<'a>,
+    shape: Vec<usize>,
+}
+
+impl View for Entry<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let data = match self.moment {
+            Moment::Vector(tensor) => tensor.to_data(),
+            Moment::Matrix(tensor) => tensor.to_data(),
+        };
+        Cow::Owned(data.as_bytes().to_vec())
+    }
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * size_of::<f32>()
+    }
+}
+
+fn save_moments(path: &Path, parameters: &[Parameter], optimizer: &Optimizer) -> Result<()> {
+    let mut entries = Vec::new();
+    for (parameter, state) in parameters.iter().zip(&optimizer.states) {
+        let pair = match state {
+            State::Vector(moments) => [&moments.first, &moments.second]
+                .map(|tensor| Entry { shape: tensor.dims().to_vec(), moment: Moment::Vector(tensor) }),
+            State::Matrix(moments) => [&moments.first, &moments.second]
+                .map(|tensor| Entry { shape: tensor.dims().to_vec(), moment: Moment::Matrix(tensor) }),
+        };
+        for (entry, which) in pair.into_iter().zip(["first", "second"]) {
+            entries.push((format!("{which}.{}", parameter.name), entry));
+        }
+    }
+    safetensors::serialize_to_file(entries, None, path).with_context(|| format!("writing {}", path.display()))
+}
+
+fn load_moments(path: &Path, parameters: &[Parameter], device: &Device) -> Result<Vec<State>> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let file = SafeTensors::deserialize(&bytes).with_context(|| format!("reading {}", path.display()))?;
+    let read = |which: &str, name: &str, shape: &[usize]| -> Result<TensorData> {
+        let entry = format!("{which}.{name}");
+        let view = file.tensor(&entry).with_context(|| format!("{} has no {entry}", path.display()))?;
+        ensure!(view.shape() == shape, "{}: {entry} is {:?}, the parameter is {shape:?}", path.display(), view.shape());
+        let values: Vec<f32> =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        Ok(TensorData::new(values, shape))
+    };
+    parameters
+        .iter()
+        .map(|parameter| {
+            let name = &parameter.name;
+            Ok(match &parameter.tensor {
+                sysgen_model::Weight::Vector(tensor) => State::Vector(Moments {
+                    first: Tensor::from_data(read("first", name, &tensor.dims())?, device),
+                    second: Tensor::from_data(read("second", name, &tensor.dims())?, device),
+                }),
+                sysgen_model::Weight::Matrix(tensor) => State::Matrix(Moments {
+                    first: Tensor::from_data(read("first", name, &tensor.dims())?, device),
+                    second: Tensor::from_data(read("second", name, &tensor.dims())?, device),
+                }),
+            })
+        })
+        .collect()
+}

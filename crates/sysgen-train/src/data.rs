@@ -1,0 +1,116 @@
+//! What a run learns from and is measured on: rows read, split, rendered and looked at.
+
+use std::io::IsTerminal;
+
+use anyhow::{Result, bail};
+use sysgen_chat::{Chat, ChatOptions};
+use sysgen_core::RunConfig;
+use sysgen_core::config::TrainSection;
+use sysgen_model::ModelConfig;
+use sysgen_train::check::{Findings, Subject, check, preview};
+use sysgen_train::example::{Example, Examples, prepare};
+use sysgen_train::rows::{Row, Split, split, training_rows};
+
+/// Rows that are named where rows are lost; the rest is counted.
+const NAMED_ROWS: usize = 5;
+
+/// Everything that is known before weights are loaded.
+pub(crate) struct Data {
+    /// Tokenizer and template.
+    pub(crate) chat: Chat,
+    /// `config.json`.
+    pub(crate) model: ModelConfig,
+    /// The rows, on their sides.
+    pub(crate) rows: Split,
+    /// The rows to learn from, as token ids.
+    pub(crate) train: Examples,
+    /// The rows to measure on, as token ids.
+    pub(crate) held_out: Examples,
+}
+
+/// The tokenizer and template of the model, under the policies of `[model]`.
+pub(crate) fn load_chat(config: &RunConfig) -> Result<Chat> {
+    let options = ChatOptions { system_role: config.model.system_role, default_system: config.model.default_system };
+    Chat::load(&config.model.path, options)
+}
+
+/// Reads and renders the rows of a run, and says what was lost on the way.
+pub(crate) fn load(config: &RunConfig, train: &TrainSection) -> Result<Data> {
+    let model = ModelConfig::from_directory(&config.model.path)?;
+    let chat = load_chat(config)?;
+    let found = training_rows(config)?;
+    for bad in found.bad.iter().take(NAMED_ROWS) {
+        tracing::warn!("{} is left out: {}", bad.place, bad.reason);
+    }
+    if found.bad.len() > NAMED_ROWS {
+        tracing::warn!("{} rows are left out because they are not conversations", found.bad.len());
+    }
+    let rows = split(found.rows, train.eval_fraction, config.seed);
+    let longest = train.max_length.min(model.max_position_embeddings);
+    if longest < train.max_length {
+        tracing::info!("conversations may have {longest} tokens, the model's context; packed rows have {}", train.max_length);
+    }
+    let training = prepare(&chat, &rows.train, longest, train.assistant_only_loss);
+    let held_out = prepare(&chat, &rows.held_out, longest, true);
+    for (examples, what) in [(&training, "training"), (&held_out, "held-out")] {
+        let tokens: usize = examples.examples.iter().map(|example| example.ids.len()).sum();
+        let learnt: usize = examples.examples.iter().map(Example::supervised).sum();
+        tracing::info!("{what}: {} rows, {tokens} tokens, {learnt} learnt", examples.examples.len());
+        say_losses(examples, what);
+    }
+    if training.examples.is_empty() {
+        let reason = training.refused.iter().chain(&training.dropped).next();
+        let reason = reason.map_or_else(|| "all rows are held out".to_string(), |(id, reason)| format!("{id}: {reason}"));
+        bail!("there is no row to train on; {reason}");
+    }
+    Ok(Data { chat, model, rows, train: training, held_out })
+}
+
+fn say_losses(examples: &Examples, what: &str) {
+    if !examples.cut.is_empty() {
+        let named = examples.cut.iter().take(NAMED_ROWS).cloned().collect::<Vec<_>>().join(", ");
+        tracing::warn!("{} {what} row(s) were too long and lost history or the start of the question: {named}", examples.cut.len());
+    }
+    for (id, reason) in examples.dropped.iter().take(NAMED_ROWS) {
+        tracing::warn!("{id} is dropped: {reason}");
+    }
+    if examples.dropped.len() > NAMED_ROWS {
+        tracing::warn!("{} {what} rows are dropped because they do not fit", examples.dropped.len());
+    }
+}
+
+impl Data {
+    /// The gate, over training and held-out rows alike.
+    pub(crate) fn check(&self, config: &RunConfig, train: &TrainSection) -> Result<Findings> {
+        let rows: Vec<Row> = self.rows.train.iter().chain(&self.rows.held_out).cloned().collect();
+        let examples: Vec<Example> = self.train.examples.iter().chain(&self.held_out.examples).cloned().collect();
+        let refused: Vec<_> = self.train.refused.iter().chain(&self.held_out.refused).cloned().collect();
+        check(&Subject {
+            chat: &self.chat,
+            embedding_rows: self.model.vocab_size,
+            rows: &rows,
+            examples: &examples,
+            refused: &refused,
+            default_system: config.model.default_system,
+            assistant_only_loss: train.assistant_only_loss,
+        })
+    }
+
+    /// Some training rows as text, with what is learnt marked.
+    pub(crate) fn preview(&self, count: usize) -> String {
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && std::io::stdout().is_terminal();
+        let rows = self.train.examples.iter().take(count);
+        rows.map(|example| format!("── {} ──\n{}\n", example.id, preview(&self.chat, example, colour))).collect()
+    }
+}
+
+/// Says what the gate found; problems are an error.
+pub(crate) fn pass(findings: &Findings) -> Result<()> {
+    for note in &findings.notes {
+        tracing::info!("note: {note}");
+    }
+    if findings.problems.is_empty() {
+        return Ok(());
+    }
+    bail!("training would go wrong:\n  {}", findings.problems.join("\n  "))
+}

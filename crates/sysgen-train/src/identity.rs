@@ -1,0 +1,116 @@
+//! What makes a run the run it is: everything that changes the numbers it computes, as words a person can compare.
+//!
+//! Kept with the run and with each checkpoint. Settings that only change what is written or shown (how often to save,
+//! how many samples) are left out: they may change between a stop and going on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use sysgen_chat::Chat;
+use sysgen_core::RunConfig;
+use sysgen_core::hash::hash_bytes;
+
+use crate::example::Example;
+
+/// Key to value, both readable.
+pub type Identity = BTreeMap<String, String>;
+
+/// Keys of `[train]` that do not change what is computed.
+const NEUTRAL: [&str; 6] =
+    ["save_steps", "save_total_limit", "logging_steps", "eval_steps", "samples", "max_nonfinite_steps"];
+
+/// The identity of training `examples` by this config.
+///
+/// # Errors
+/// When the model folder cannot be read.
+pub fn identity(config: &RunConfig, chat: &Chat, train: &[Example], held_out: &[Example]) -> Result<Identity> {
+    let mut identity = Identity::new();
+    let mut say = |key: &str, value: String| identity.insert(key.to_string(), value);
+    say("seed", config.seed.to_string());
+    say("model.path", config.model.path.display().to_string());
+    say("model.init", word(&config.model.init));
+    say("model files", model_files(config)?);
+    say("tokenizer and chat template", chat.fingerprint());
+    say("training rows", hash_examples(train));
+    say("held-out rows", hash_examples(held_out));
+    if let Some(train) = &config.train
+        && let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(train)
+    {
+        for (key, value) in keys.iter().filter(|(key, _)| !NEUTRAL.contains(&key.as_str())) {
+            say(&format!("train.{key}"), word(value));
+        }
+    }
+    Ok(identity)
+}
+
+/// What differs, as `key was a, is b`; nothing when they are equal.
+pub fn differences(was: &Identity, is: &Identity) -> Vec<String> {
+    let keys: std::collections::BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+    let value = |identity: &Identity, key| identity.get(key).map_or_else(|| "absent".to_string(), |v| shorten(v));
+    keys.into_iter()
+        .filter(|&key| was.get(key) != is.get(key))
+        .map(|key| format!("{key} was {}, is {}", value(was, key), value(is, key)))
+        .collect()
+}
+
+fn shorten(value: &str) -> String {
+    let hash = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
+    if hash { format!("{}…", &value[..8]) } else { value.to_string() }
+}
+
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(value) => value.to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// `config.json` by content, weights by name and size: reading the weights of a large model twice would cost minutes.
+fn model_files(config: &RunConfig) -> Result<String> {
+    let dir = &config.model.path;
+    let mut lines = vec![sysgen_core::hash::hash_file(&dir.join("config.json"))?];
+    if config.model.init == sysgen_core::config::ModelInit::Pretrained {
+        lines.extend(weight_files(dir)?);
+    }
+    Ok(hash_bytes(lines.join("\n").as_bytes()))
+}
+
+fn weight_files(dir: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") {
+            files.push(format!("{name} {}", entry.metadata()?.len()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn hash_examples(examples: &[Example]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for example in examples {
+        hasher.update(&(example.ids.len() as u64).to_le_bytes());
+        for (id, learn) in example.ids.iter().zip(&example.learn) {
+            hasher.update(&id.to_le_bytes());
+            hasher.update(&[u8::from(*learn)]);
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_key_is_said_with_both_values() {
+        let was = Identity::from([("seed".into(), "1".into()), ("train.learning_rate".into(), "1e-5".into())]);
+        let is = Identity::from([("seed".into(), "1".into()), ("train.learning_rate".into(), "2e-5".into())]);
+        assert_eq!(differences(&was, &is), ["train.learning_rate was 1e-5, is 2e-5"]);
+        assert!(differences(&was, &was).is_empty());
+    }
+}

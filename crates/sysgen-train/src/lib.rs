@@ -1,0 +1,24 @@
+//! Supervised fine-tuning: rows with messages in, a Hugging Face checkpoint out.
+//!
+//! Read in this order: a row is read ([`rows`]), becomes ids and a mask and is cut to fit ([`example`]),
+//! is judged by the gate ([`check`]), laid into packed rows ([`pack`]) and micro-batches ([`batch`]), at the
+//! learning rate of its step ([`schedule`]), through the optimizer ([`optim`]) by the trainer ([`trainer`]), which
+//! saves itself ([`checkpoint`]) and is handed on as a Hugging Face folder ([`export`]).
+//!
+//! It knows nothing of how the data came to be, nor of generating text: only the `sysgen-train` binary does.
+
+pub mod batch;
+pub mod check;
+pub mod checkpoint;
+pub mod example;
+pub mod export;
+pub mod identity;
+pub mod metrics;
+pub mod optim;
+pub mod order;
+pub mod pack;
+pub mod rows;
+pub mod run;
+pub mod schedule;
+pub mod show;
+pub mod trainer;

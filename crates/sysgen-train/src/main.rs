@@ -1,0 +1,106 @@
+//! `sysgen-train`: everything a config file enables, in order: generate, check, train, export.
+//!
+//! This file is the command line; `pipeline` is what happens.
+
+mod data;
+mod pipeline;
+mod summary;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use sysgen_core::{RunConfig, interrupt};
+use tracing_subscriber::EnvFilter;
+
+/// Tensors come and go every step: an allocator that keeps its pages makes a CPU step a third faster than glibc's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EXAMPLES: &str = "\
+Examples:
+  sysgen-train --config configs/quickstart.toml
+  sysgen-train --config configs/quickstart.toml --set train.learning_rate=2e-5 --set output_dir=runs/two
+  sysgen-train --config configs/quickstart.toml --dry-run     the effective config, every default spelled out
+  sysgen-train check --config configs/quickstart.toml         what would be learnt, and what is wrong with it
+  sysgen-train export --config configs/quickstart.toml        the newest checkpoint as a Hugging Face folder
+
+Run the same command again to go on after Ctrl-C, a kill or a power cut.";
+
+/// Generates data, trains on it and exports the model, as the config file says.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Option<RunArguments>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shows rows with what is learnt in colour, and what would make training go wrong; trains nothing.
+    Check(RunArguments),
+    /// Writes the newest checkpoint, or the model itself where nothing was trained, as a Hugging Face folder.
+    Export(RunArguments),
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// The config file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Overrides one key, for example `--set train.max_steps=100`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Prints the effective config and does nothing else.
+    #[arg(long)]
+    dry_run: bool,
+    /// Says more.
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Says only what went wrong.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (command, run) = match (arguments.command, arguments.run) {
+        (Some(Command::Check(run)), _) => (pipeline::check as fn(&RunConfig) -> Result<()>, run),
+        (Some(Command::Export(run)), _) => (pipeline::export as fn(&RunConfig) -> Result<()>, run),
+        (None, Some(run)) => (pipeline::run as fn(&RunConfig) -> Result<()>, run),
+        (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
+    };
+    start_log(&run);
+    interrupt::install();
+    match start(command, &run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(command: fn(&RunConfig) -> Result<()>, run: &RunArguments) -> Result<()> {
+    let config = RunConfig::load(&run.config, &run.overrides)?;
+    if run.dry_run {
+        print!("{}", config.to_toml());
+        return Ok(());
+    }
+    command(&config)
+}
+
+/// Everything a person is told goes to stderr; `RUST_LOG` says more than `-v` and `-q` can.
+fn start_log(run: &RunArguments) {
+    let level = match (run.verbose, run.quiet) {
+        (true, _) => "debug",
+        (_, true) => "error",
+        _ => "info",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,sysgen={level}")))
+        .add_directive(format!("sysgen_train={level}").parse().expect("a crate and a level are a directive"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
+}

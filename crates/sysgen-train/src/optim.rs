@@ -1,0 +1,128 @@
+//! AdamW over all parameters of a model, and the arithmetic on their gradients: sums, the global norm, the clip.
+//!
+//! Moments are f32; only parameters with two or more dimensions decay (embeddings and head included, norms and biases
+//! not), as `transformers.Trainer` and the golden curves have it.
+
+use burn::tensor::Gradients;
+use sysgen_model::{Parameter, Weight};
+use sysgen_ops::{AdamW, Moments, adamw_step, squared_norm};
+
+/// Added to the norm before dividing (`torch.nn.utils.clip_grad_norm_`).
+const CLIP_EPSILON: f64 = 1e-6;
+
+/// The running averages of one parameter.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// Of a norm weight or a bias.
+    Vector(Moments<1>),
+    /// Of a matrix.
+    Matrix(Moments<2>),
+}
+
+/// The optimizer and its state, in the order of the model's parameters.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    /// The settings of a step; the learning rate and the decay are filled in for each step and parameter.
+    pub settings: AdamW,
+    /// One for each parameter.
+    pub states: Vec<State>,
+    /// Updates applied so far; skipped steps do not count.
+    pub updates: u64,
+}
+
+impl Optimizer {
+    /// Zero moments for these parameters.
+    pub fn new(parameters: &[Parameter], settings: AdamW) -> Optimizer {
+        let zeros = |parameter: &Parameter| match &parameter.tensor {
+            Weight::Vector(tensor) => State::Vector(Moments::zeros_like(tensor)),
+            Weight::Matrix(tensor) => State::Matrix(Moments::zeros_like(tensor)),
+        };
+        Optimizer { settings, states: parameters.iter().map(zeros).collect(), updates: 0 }
+    }
+
+    /// One update: each gradient times `scale`, at this learning rate. A parameter without a gradient stays as it is.
+    pub fn update(
+        &mut self,
+        parameters: Vec<Parameter>,
+        gradients: GradientSum,
+        scale: f64,
+        learning_rate: f64,
+    ) -> Vec<Parameter> {
+        self.updates += 1;
+        let settings = AdamW { learning_rate, ..self.settings };
+        let no_decay = AdamW { weight_decay: 0.0, ..settings };
+        let states = std::mem::take(&mut self.states);
+        let mut updated = Vec::with_capacity(parameters.len());
+        for ((parameter, gradient), state) in parameters.into_iter().zip(gradients.sums).zip(states) {
+            let Parameter { name, tensor } = parameter;
+            let (tensor, state) = match (tensor, gradient, state) {
+                (tensor, None, state) => (tensor, state),
+                (Weight::Vector(tensor), Some(Weight::Vector(gradient)), State::Vector(moments)) => {
+                    let (tensor, moments) = adamw_step(tensor, scaled(gradient, scale), moments, &no_decay, self.updates);
+                    (Weight::Vector(tensor), State::Vector(moments))
+                }
+                (Weight::Matrix(tensor), Some(Weight::Matrix(gradient)), State::Matrix(moments)) => {
+                    let (tensor, moments) = adamw_step(tensor, scaled(gradient, scale), moments, &settings, self.updates);
+                    (Weight::Matrix(tensor), State::Matrix(moments))
+                }
+                _ => panic!("{name}: parameter, gradient and optimizer state differ in rank"),
+            };
+            updated.push(Parameter { name, tensor });
+            self.states.push(state);
+        }
+        updated
+    }
+}
+
+fn scaled<const D: usize>(gradient: burn::tensor::Tensor<D>, scale: f64) -> burn::tensor::Tensor<D> {
+    if scale == 1.0 { gradient } else { gradient.mul_scalar(scale) }
+}
+
+/// The sum of the gradients of several micro-batches, in f32, in the order of the model's parameters.
+#[derive(Clone, Debug, Default)]
+pub struct GradientSum {
+    sums: Vec<Option<Weight>>,
+}
+
+impl GradientSum {
+    /// Takes the gradients of `parameters` (the tracked leaves of the graph) out of `gradients` and adds them.
+    pub fn add(&mut self, parameters: &[Parameter], gradients: &mut Gradients) {
+        self.sums.resize_with(parameters.len(), || None);
+        for (parameter, sum) in parameters.iter().zip(&mut self.sums) {
+            let Some(gradient) = parameter.tensor.take_gradient(gradients) else { continue };
+            *sum = Some(match (sum.take(), gradient) {
+                (None, gradient) => gradient,
+                (Some(Weight::Vector(sum)), Weight::Vector(gradient)) => Weight::Vector(sum + gradient),
+                (Some(Weight::Matrix(sum)), Weight::Matrix(gradient)) => Weight::Matrix(sum + gradient),
+                _ => panic!("{}: gradients of two micro-batches differ in rank", parameter.name),
+            });
+        }
+    }
+
+    /// The L2 norm over all gradients together.
+    pub fn global_norm(&self) -> f64 {
+        let squares = self.sums.iter().flatten().map(|gradient| match gradient {
+            Weight::Vector(gradient) => squared_norm(gradient),
+            Weight::Matrix(gradient) => squared_norm(gradient),
+        });
+        squares.sum::<f64>().sqrt()
+    }
+}
+
+/// What gradients of this global norm are multiplied with: `min(1, max_norm / (norm + 1e-6))`; 1 when `max_norm` is 0.
+pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
+    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + CLIP_EPSILON)).min(1.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clip_only_ever_shrinks() {
+        assert_eq!(clip_coefficient(0.5, 1.0), 1.0);
+        assert!((clip_coefficient(4.0, 1.0) - 1.0 / 4.000001).abs() < 1e-15);
+        assert_eq!(clip_coefficient(4.0, 0.0), 1.0);
+        assert_eq!(clip_coefficient(0.0, 1.0), 1.0);
+    }
+}

@@ -1,0 +1,165 @@
+//! The whole run, in the order things happen.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use sysgen_core::config::{ModelInit, TrainSection};
+use sysgen_core::files::write_atomically;
+use sysgen_core::message::Message;
+use sysgen_core::{RunConfig, lock_output};
+use sysgen_model::{Decoder, Device, ModelConfig, device};
+use sysgen_train::checkpoint::{self, Progress};
+use sysgen_train::export::Export;
+use sysgen_train::identity::identity;
+use sysgen_train::run::{Outcome, Run, checkpoint_to_resume, held_out_batches};
+
+use crate::data::{self, Data};
+use crate::summary::{self, Summary};
+
+/// Rows that `check` shows.
+const SHOWN_ROWS: usize = 3;
+/// Conversations that are rendered again from an export.
+const EXPORT_CONVERSATIONS: usize = 32;
+
+/// Everything the config enables.
+pub(crate) fn run(config: &RunConfig) -> Result<()> {
+    let _lock = lock_output(&config.output_dir)?;
+    if let Some(done) = summary::finished(config)? {
+        println!("{} is complete; nothing was done again.\n\n{}", config.output_dir.display(), done.to_text());
+        return Ok(());
+    }
+    write_config(config)?;
+    let device = device(&config.device.to_string())?;
+    let mut summary = Summary::new(config)?;
+    if let Some(train) = &config.train {
+        let data = data::load(config, train)?;
+        data::pass(&data.check(config, train)?)?;
+        let Some(decoder) = self::train(config, train, &data, &device, &mut summary)? else { return Ok(()) };
+        if config.export.is_some() {
+            let conversations = data.rows.train.iter().map(|row| row.messages.clone()).take(EXPORT_CONVERSATIONS).collect::<Vec<_>>();
+            summary.export = Some(write_export(config, &decoder, &data.chat, &conversations, &summary)?);
+        }
+    } else if config.export.is_some() {
+        summary.export = Some(export_model(config, &device)?);
+    }
+    summary.save(config)?;
+    println!("{}", summary.to_text());
+    Ok(())
+}
+
+/// `sysgen-train check`.
+pub(crate) fn check(config: &RunConfig) -> Result<()> {
+    let train = config.train.as_ref().context("check needs a [train] section")?;
+    let data = data::load(config, train)?;
+    let findings = data.check(config, train)?;
+    println!("{}", data.preview(SHOWN_ROWS));
+    data::pass(&findings)?;
+    println!("No problem found in {} rows.", data.train.examples.len() + data.held_out.examples.len());
+    Ok(())
+}
+
+/// `sysgen-train export`.
+pub(crate) fn export(config: &RunConfig) -> Result<()> {
+    let _lock = lock_output(&config.output_dir)?;
+    let device = device(&config.device.to_string())?;
+    let path = export_model(config, &device)?;
+    println!("exported to {}", path.display());
+    Ok(())
+}
+
+/// Trains to the end. None when a signal stopped it.
+fn train(config: &RunConfig, train: &TrainSection, data: &Data, device: &Device, summary: &mut Summary) -> Result<Option<Decoder>> {
+    let identity = identity(config, &data.chat, &data.train.examples, &data.held_out.examples)?;
+    let held_out = held_out_batches(&data.held_out.examples, train, data.chat.pad_id());
+    let run = Run { config, train, chat: &data.chat, examples: &data.train.examples, held_out: &held_out, identity: &identity };
+    let order = run.order();
+    tracing::info!(
+        "{} steps: {} epochs of {} rows of at most {} tokens, {} rows a step",
+        order.total_steps(),
+        order.epoch_after(order.total_steps()),
+        order.rows_per_epoch(),
+        train.max_length,
+        train.per_device_train_batch_size * train.gradient_accumulation_steps
+    );
+    let resumed = checkpoint_to_resume(&config.output_dir, &identity)?;
+    let (trainer, progress) = match &resumed {
+        Some(checkpoint) => {
+            tracing::info!("going on from {}", checkpoint.path.display());
+            (run.resume(checkpoint, device)?, checkpoint.state.progress.clone())
+        }
+        None => (run.start(load_base(config, device)?), Progress::default()),
+    };
+    match run.train(trainer, progress, None)? {
+        Outcome::Finished(finished) => {
+            summary.add_training(&finished, &data.train);
+            Ok(Some(finished.decoder))
+        }
+        Outcome::Interrupted(checkpoint) => {
+            println!("stopped; saved {}. Run the same command again to go on from there.", checkpoint.display());
+            Ok(None)
+        }
+    }
+}
+
+fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
+    Ok(match config.model.init {
+        ModelInit::Pretrained => {
+            tracing::info!("loading {}", config.model.path.display());
+            Decoder::load(&config.model.path, device)?
+        }
+        ModelInit::Random => {
+            let model = ModelConfig::from_directory(&config.model.path)?;
+            tracing::info!("starting from random weights, {}", config.model.path.join("config.json").display());
+            Decoder::random(model, config.seed, device)
+        }
+    })
+}
+
+/// The newest checkpoint of the run, or the model itself where nothing was trained.
+fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
+    let chat = data::load_chat(config)?;
+    let newest = checkpoint::find(&config.output_dir)?.complete.into_iter().next_back();
+    let decoder = match &newest {
+        Some(checkpoint) => {
+            tracing::info!("exporting {}", checkpoint.path.display());
+            Decoder::load(&checkpoint.path, device)?
+        }
+        None => load_base(config, device)?,
+    };
+    let conversation = vec![Message::user("Hello"), Message::assistant("Hello, how can I help?")];
+    write_export(config, &decoder, &chat, &[conversation], &Summary::new(config)?)
+}
+
+fn write_export(
+    config: &RunConfig,
+    decoder: &Decoder,
+    chat: &sysgen_chat::Chat,
+    conversations: &[Vec<Message>],
+    summary: &Summary,
+) -> Result<PathBuf> {
+    let path = config.export_path();
+    let pretrained = config.model.init == ModelInit::Pretrained;
+    let like: Option<&Path> = pretrained.then_some(config.model.path.as_path());
+    let about = json!({
+        "program": format!("sysgen-train {}", env!("CARGO_PKG_VERSION")),
+        "base model": config.model.path.display().to_string(),
+        "steps": summary.steps,
+        "held-out loss before": summary.held_out_loss_before,
+        "held-out loss after": summary.held_out_loss_after,
+    });
+    Export {
+        decoder,
+        chat,
+        path: &path,
+        dtype: config.export.clone().unwrap_or_default().dtype,
+        like,
+        conversations,
+        about: &about,
+    }
+    .write()
+}
+
+fn write_config(config: &RunConfig) -> Result<()> {
+    write_atomically(&config.output_dir.join("config.toml"), |file| file.write_all(config.to_toml().as_bytes()))
+}

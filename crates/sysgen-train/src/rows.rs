@@ -1,0 +1,235 @@
+//! The rows of a data set: JSON lines with `messages`, and the part of them that is held out.
+//!
+//! A bad row is kept out, with its line and the reason; whether that is fatal is the caller's to decide.
+
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+use sysgen_core::RunConfig;
+use sysgen_core::hash::seed_from;
+use sysgen_core::jsonl::read_lines;
+use sysgen_core::message::{Message, Role};
+
+/// One conversation to learn from.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// `<file name>:<line>`, or the row's own `id`.
+    pub id: String,
+    /// The conversation, in order.
+    pub messages: Vec<Message>,
+    /// The answer the source data had before it was written anew (`sysgen.original_answer`).
+    pub original_answer: Option<String>,
+}
+
+/// A row that was kept out of the data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRow {
+    /// `<file name>:<line>`.
+    pub place: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// The rows that can be used, in the order of the file.
+    pub rows: Vec<Row>,
+    /// The rows that cannot.
+    pub bad: Vec<BadRow>,
+}
+
+/// The rows to learn from and the rows to measure on.
+#[derive(Clone, Debug, Default)]
+pub struct Split {
+    /// Rows that are trained on.
+    pub train: Vec<Row>,
+    /// Rows that are never trained on.
+    pub held_out: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    id: Option<serde_json::Value>,
+    messages: Vec<Message>,
+    sysgen: Option<Provenance>,
+}
+
+#[derive(Deserialize)]
+struct Provenance {
+    original_answer: Option<String>,
+}
+
+/// Reads a JSONL file (plain or `.gz`) of rows with `messages`.
+///
+/// # Errors
+/// When the file cannot be read; a bad row is not an error but part of the result.
+pub fn read_rows(path: &Path) -> Result<Rows> {
+    let file_name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let mut found = Rows::default();
+    for line in read_lines(path)? {
+        let (number, text) = match line {
+            Ok(line) => line,
+            // A line that is not UTF-8 is one bad row; a file that ends in the middle is not whole, and nothing to train on.
+            Err(error) if format!("{error:#}").contains("cannot read further") => return Err(error),
+            Err(error) => {
+                found.bad.push(BadRow { place: file_name.clone(), reason: format!("{error:#}") });
+                continue;
+            }
+        };
+        let place = format!("{file_name}:{number}");
+        match read_row(&place, &text) {
+            Ok(row) => found.rows.push(row),
+            Err(reason) => found.bad.push(BadRow { place, reason }),
+        }
+    }
+    Ok(found)
+}
+
+fn read_row(place: &str, text: &str) -> Result<Row, String> {
+    let line: Line = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let asked = line.messages.iter().any(|m| matches!(m.role, Role::User | Role::Tool));
+    let answered = line.messages.iter().any(|m| m.role == Role::Assistant);
+    if !asked || !answered {
+        return Err("`messages` needs a user and an assistant message".into());
+    }
+    let id = match line.id {
+        Some(serde_json::Value::String(id)) => id,
+        Some(serde_json::Value::Number(id)) => id.to_string(),
+        _ => place.to_string(),
+    };
+    Ok(Row { id, messages: line.messages, original_answer: line.sysgen.and_then(|s| s.original_answer) })
+}
+
+/// The rows `[train]` learns from: what `[generate]` wrote, or else `data.path`, shuffled and limited as `[data]` says.
+///
+/// # Errors
+/// When no file is named, one cannot be read or holds nothing to use, or a row is bad and `data.strict` is set.
+pub fn training_rows(config: &RunConfig) -> Result<Rows> {
+    let generated = config.generate.is_some();
+    let paths = if generated { vec![config.generated_data_dir().join("dataset.jsonl")] } else { config.data.path.clone() };
+    ensure!(!paths.is_empty(), "[train] needs rows: set data.path, or add [generate]");
+    let mut found = Rows::default();
+    for path in &paths {
+        let rows = read_rows(path)?;
+        found.rows.extend(rows.rows);
+        found.bad.extend(rows.bad);
+    }
+    if let (true, Some(bad)) = (config.data.strict, found.bad.first()) {
+        bail!("{}: {} (data.strict is set)", bad.place, bad.reason);
+    }
+    let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    match found.bad.first() {
+        Some(bad) if found.rows.is_empty() => bail!("{files}: no row can be used; {}: {}", bad.place, bad.reason),
+        None if found.rows.is_empty() => bail!("{files}: no rows"),
+        _ => {}
+    }
+    if !generated {
+        if config.data.shuffle {
+            let seed = seed_from(&["shuffle", &config.seed.to_string()]);
+            found.rows.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        }
+        if config.data.limit > 0 {
+            found.rows.truncate(config.data.limit);
+        }
+    }
+    Ok(found)
+}
+
+/// Holds out about `eval_fraction` of the rows.
+///
+/// Which ones is decided row by row from the seed and the row's text, so that a row stays on its side when the file grows or
+/// is reordered, and a repeated row is never on both sides. A fraction above 0 holds out at least one row and leaves at
+/// least one to learn from, if there are two different ones.
+pub fn split(rows: Vec<Row>, eval_fraction: f64, seed: u64) -> Split {
+    let keys: Vec<u64> = rows.iter().map(|row| row_key(row, seed)).collect();
+    let limit = eval_fraction.clamp(0.0, 1.0) * 2f64.powi(64);
+    let mut held_out: Vec<bool> = keys.iter().map(|&key| (key as f64) < limit).collect();
+    if eval_fraction > 0.0 && held_out.iter().all(|held| !held) {
+        let smallest = keys.iter().min().copied();
+        let one_is_left = keys.iter().any(|&key| Some(key) != smallest);
+        held_out = keys.iter().map(|&key| one_is_left && Some(key) == smallest).collect();
+    } else if !held_out.is_empty() && held_out.iter().all(|held| *held) {
+        let largest = keys.iter().max().copied();
+        held_out = keys.iter().map(|&key| Some(key) != largest).collect();
+    }
+    let mut split = Split::default();
+    for (row, held) in rows.into_iter().zip(held_out) {
+        if held { split.held_out.push(row) } else { split.train.push(row) }
+    }
+    split
+}
+
+fn row_key(row: &Row, seed: u64) -> u64 {
+    let seed = seed.to_string();
+    let mut parts = vec!["held-out", seed.as_str()];
+    for message in &row.messages {
+        parts.push(message.role.as_str());
+        parts.push(&message.content);
+    }
+    seed_from(&parts)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn row(n: usize) -> Row {
+        Row {
+            id: n.to_string(),
+            messages: vec![Message::user(format!("question {n}")), Message::assistant("answer")],
+            original_answer: None,
+        }
+    }
+
+    fn held_out_ids(rows: Vec<Row>, fraction: f64, seed: u64) -> Vec<String> {
+        let mut ids: Vec<_> = split(rows, fraction, seed).held_out.into_iter().map(|row| row.id).collect();
+        ids.sort();
+        ids
+    }
+
+    #[test]
+    fn a_row_stays_on_its_side_when_the_file_is_reordered_and_grows() {
+        let before = held_out_ids((0..200).map(row).collect(), 0.1, 7);
+        let after = held_out_ids((0..400).rev().map(row).collect(), 0.1, 7);
+        assert!(before.len() > 5 && before.len() < 40);
+        assert!(before.iter().all(|id| after.contains(id)));
+        assert_ne!(before, held_out_ids((0..200).map(row).collect(), 0.1, 8));
+    }
+
+    #[test]
+    fn a_repeated_row_is_never_on_both_sides() {
+        let twice = (0..100).chain(0..100).map(row).collect();
+        let split = split(twice, 0.2, 0);
+        assert!(split.held_out.iter().all(|held| split.train.iter().all(|row| row.id != held.id)));
+    }
+
+    #[test]
+    fn two_rows_are_enough_to_hold_one_out() {
+        for seed in 0..20 {
+            let split = split(vec![row(0), row(1)], 0.01, seed);
+            assert_eq!((split.train.len(), split.held_out.len()), (1, 1));
+        }
+        assert_eq!(split(vec![row(0)], 0.01, 0).train.len(), 1);
+        assert_eq!(split((0..9).map(row).collect(), 0.0, 0).held_out.len(), 0);
+    }
+
+    #[test]
+    fn bad_rows_are_named_with_their_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let good = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"sysgen":{"original_answer":"c"}}"#;
+        std::fs::write(&path, format!("{good}\n{{\"messages\": 3}}\n\n{{\"messages\":[{{\"role\":\"user\",\"content\":\"a\"}}]}}\n")).unwrap();
+        let rows = read_rows(&path).unwrap();
+        assert_eq!(rows.rows.len(), 1);
+        assert_eq!(rows.rows[0].id, "rows.jsonl:1");
+        assert_eq!(rows.rows[0].original_answer.as_deref(), Some("c"));
+        let places: Vec<_> = rows.bad.iter().map(|bad| bad.place.as_str()).collect();
+        assert_eq!(places, ["rows.jsonl:2", "rows.jsonl:4"]);
+    }
+}

@@ -1,0 +1,252 @@
+//! A training run from its first step, or from its last checkpoint, to its end.
+//!
+//! What it is given is checked already (see [`crate::check`]); what comes out is a trained model and a folder with
+//! `metrics.jsonl` and checkpoints.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use sysgen_chat::Chat;
+use sysgen_core::config::TrainSection;
+use sysgen_core::{AppendLog, RunConfig, interrupt};
+use sysgen_model::{Decoder, Device};
+use sysgen_ops::AdamW;
+
+use crate::batch::Batch;
+use crate::checkpoint::{self, Checkpoint, Progress};
+use crate::example::Example;
+use crate::identity::{Identity, differences};
+use crate::metrics::{self, Line};
+use crate::optim::Optimizer;
+use crate::order::{DataOrder, OrderSettings};
+use crate::pack::best_fit;
+use crate::schedule::Schedule;
+use crate::show::Show;
+use crate::trainer::{Trainer, mean_loss};
+
+/// The losses of this many last logged steps are averaged where a run is summed up.
+const LAST_STEPS: usize = 10;
+
+/// What a run works on.
+pub struct Run<'a> {
+    /// The whole configuration; its `[train]` is `train`.
+    pub config: &'a RunConfig,
+    /// The settings of training.
+    pub train: &'a TrainSection,
+    /// Tokenizer and template, saved with each checkpoint.
+    pub chat: &'a Chat,
+    /// What is learnt.
+    pub examples: &'a [Example],
+    /// What is only measured.
+    pub held_out: &'a [Batch],
+    /// What makes this run itself.
+    pub identity: &'a Identity,
+}
+
+/// How a run ended.
+pub enum Outcome {
+    /// All steps are done.
+    Finished(Finished),
+    /// A signal stopped it; the same command goes on from this checkpoint.
+    Interrupted(PathBuf),
+}
+
+/// A finished run.
+pub struct Finished {
+    /// The trained model, on the plain device.
+    pub decoder: Decoder,
+    /// Where the run ended.
+    pub progress: Progress,
+    /// Mean loss of the last logged steps.
+    pub train_loss: Option<f64>,
+    /// Mean loss of the held-out rows before the first step.
+    pub held_out_before: Option<f64>,
+    /// Mean loss of the held-out rows after the last step.
+    pub held_out_after: Option<f64>,
+}
+
+impl Run<'_> {
+    /// The order in which the examples are trained on.
+    pub fn order(&self) -> DataOrder {
+        let train = self.train;
+        let settings = OrderSettings {
+            capacity: train.max_length,
+            packing: train.packing,
+            rows_per_batch: train.per_device_train_batch_size,
+            batches_per_step: train.gradient_accumulation_steps,
+            epochs: train.num_train_epochs,
+            max_steps: train.max_steps,
+            seed: self.config.seed,
+        };
+        DataOrder::new(self.examples, settings)
+    }
+
+    fn optimizer_settings(&self) -> AdamW {
+        AdamW {
+            learning_rate: self.train.learning_rate,
+            beta1: self.train.adam_beta1,
+            beta2: self.train.adam_beta2,
+            epsilon: self.train.adam_epsilon,
+            weight_decay: self.train.weight_decay,
+        }
+    }
+
+    /// A trainer at step 0 of this model.
+    pub fn start(&self, decoder: Decoder) -> Trainer {
+        let optimizer = Optimizer::new(&decoder.parameters(), self.optimizer_settings());
+        Trainer::new(decoder, optimizer, self.train.max_grad_norm)
+    }
+
+    /// A trainer as it was when the checkpoint was saved.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read.
+    pub fn resume(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Trainer> {
+        checkpoint::load(checkpoint, self.optimizer_settings(), self.train.max_grad_norm, device)
+    }
+
+    /// Trains from `progress` to the end, or until a signal, or until `stop_after` steps are done (a test's kill).
+    ///
+    /// # Errors
+    /// When too many steps were not finite, or a file cannot be written.
+    pub fn train(&self, mut trainer: Trainer, mut progress: Progress, stop_after: Option<usize>) -> Result<Outcome> {
+        let train = self.train;
+        let metrics_path = self.config.output_dir.join("metrics.jsonl");
+        metrics::keep_until(&metrics_path, progress.step)?;
+        let mut log = AppendLog::open(&metrics_path)?;
+        let mut order = self.order();
+        let total_steps = order.total_steps();
+        let schedule = Schedule {
+            peak: train.learning_rate,
+            warmup_steps: train.warmup_steps,
+            total_steps,
+            decay: train.lr_scheduler_type,
+        };
+        let show = Show::steps(total_steps, progress.step);
+        if progress.step == 0 && !self.held_out.is_empty() && metrics::read(&metrics_path)?.is_empty() {
+            let eval_loss = mean_loss(trainer.decoder(), self.held_out);
+            tracing::info!("held-out loss before training: {eval_loss:.4}");
+            log.append(&Line { eval_loss: Some(eval_loss), ..Line::default() })?;
+        }
+        while progress.step < total_steps {
+            let started = Instant::now();
+            let rows = order.step(progress.step);
+            let batches: Vec<Batch> =
+                rows.iter().map(|rows| Batch::new(self.examples, rows, self.chat.pad_id())).collect();
+            let learning_rate = schedule.learning_rate(progress.step);
+            let report = trainer.step(&batches, learning_rate);
+            let seconds = started.elapsed().as_secs_f64();
+            progress.step += 1;
+            progress.updates = trainer.optimizer.updates;
+            progress.num_tokens += report.tokens as u64;
+            progress.supervised_tokens += report.supervised_tokens as u64;
+            progress.seconds += seconds;
+            let mut line = Line {
+                step: progress.step,
+                epoch: order.epoch_after(progress.step),
+                loss: report.loss.is_finite().then_some(report.loss),
+                learning_rate: Some(learning_rate),
+                grad_norm: report.grad_norm.is_finite().then_some(report.grad_norm),
+                num_tokens: progress.num_tokens,
+                supervised_tokens: Some(report.supervised_tokens),
+                tokens_per_second: Some(report.tokens as f64 / seconds),
+                seconds: progress.seconds,
+                ..Line::default()
+            };
+            if !report.applied {
+                progress.nonfinite_steps += 1;
+                line.skipped_rows = Some(batches.iter().flat_map(|batch| batch.row_ids.clone()).collect());
+            }
+            let last = progress.step == total_steps;
+            let every = |steps: usize| steps > 0 && progress.step.is_multiple_of(steps);
+            if (every(train.eval_steps) || last) && !self.held_out.is_empty() {
+                line.eval_loss = Some(mean_loss(trainer.decoder(), self.held_out));
+            }
+            if every(train.logging_steps.max(1)) || last || line.eval_loss.is_some() || !report.applied {
+                log.append(&line)?;
+            }
+            show.step(&line);
+            self.refuse_too_many_nonfinite_steps(&line, &progress)?;
+
+            let stop = interrupt::requested() || stop_after == Some(progress.step);
+            if last || stop || every(train.save_steps) {
+                log.sync()?;
+                let saved = self.save(&trainer, &progress)?;
+                show.saved(&saved);
+                if stop && !last {
+                    return Ok(Outcome::Interrupted(saved));
+                }
+            }
+        }
+        show.finish();
+        let lines = metrics::read(&metrics_path)?;
+        Ok(Outcome::Finished(Finished {
+            decoder: trainer.into_decoder(),
+            progress,
+            train_loss: mean_of_last_losses(&lines),
+            held_out_before: lines.first().filter(|line| line.step == 0).and_then(|line| line.eval_loss),
+            held_out_after: lines.last().and_then(|line| line.eval_loss),
+        }))
+    }
+
+    fn save(&self, trainer: &Trainer, progress: &Progress) -> Result<PathBuf> {
+        let (output_dir, keep) = (&self.config.output_dir, self.train.save_total_limit);
+        let effective_config = self.config.to_toml();
+        checkpoint::save(output_dir, trainer, self.chat, progress, self.identity, &effective_config, keep)
+    }
+
+    fn refuse_too_many_nonfinite_steps(&self, line: &Line, progress: &Progress) -> Result<()> {
+        let Some(rows) = &line.skipped_rows else { return Ok(()) };
+        let what = match line.loss {
+            None => "the loss",
+            Some(_) => "the gradient",
+        };
+        let rows = rows.join(", ");
+        tracing::warn!("step {}: {what} is not finite; the step is skipped. Rows: {rows}", line.step);
+        if progress.nonfinite_steps >= self.train.max_nonfinite_steps.max(1) {
+            bail!(
+                "stopped: {} steps had a loss or gradient that is not finite (train.max_nonfinite_steps = {}), the last one \
+                 at step {} with the rows {rows}; lower train.learning_rate, or look at these rows",
+                progress.nonfinite_steps,
+                self.train.max_nonfinite_steps,
+                line.step
+            );
+        }
+        Ok(())
+    }
+}
+
+fn mean_of_last_losses(lines: &[Line]) -> Option<f64> {
+    let last: Vec<f64> = lines.iter().rev().filter_map(|line| line.loss).take(LAST_STEPS).collect();
+    (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
+}
+
+/// The held-out rows as batches for [`mean_loss`], packed like the training rows.
+pub fn held_out_batches(examples: &[Example], train: &TrainSection, pad_id: u32) -> Vec<Batch> {
+    let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
+    let order: Vec<usize> = (0..examples.len()).collect();
+    let rows = best_fit(&lengths, &order, train.max_length);
+    rows.chunks(train.per_device_train_batch_size).map(|rows| Batch::new(examples, rows, pad_id)).collect()
+}
+
+/// The checkpoint this run goes on from, if there is one. Says which ones are passed over.
+///
+/// # Errors
+/// When the folder holds checkpoints of another run; the message says what differs.
+pub fn checkpoint_to_resume(output_dir: &Path, identity: &Identity) -> Result<Option<Checkpoint>> {
+    let found = checkpoint::find(output_dir)?;
+    for (path, reason) in &found.incomplete {
+        tracing::warn!("{} is not complete and is ignored: {reason}", path.display());
+    }
+    let Some(newest) = found.complete.into_iter().next_back() else { return Ok(None) };
+    let changes = differences(&newest.state.identity, identity);
+    if !changes.is_empty() {
+        bail!(
+            "{} belongs to another run: {}; set another output_dir, or remove this one to start again",
+            newest.path.display(),
+            changes.join("; ")
+        );
+    }
+    Ok(Some(newest))
+}

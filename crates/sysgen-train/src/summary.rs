@@ -1,0 +1,149 @@
+//! What a finished run has to show: written beside the run as `summary.json` and `summary.txt`, printed at its end, and
+//! printed again when the same command is run once more.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use sysgen_core::RunConfig;
+use sysgen_core::files::write_atomically;
+use sysgen_core::hash::{hash_bytes, hash_file};
+use sysgen_train::example::Examples;
+use sysgen_train::export::usage;
+use sysgen_train::run::Finished;
+
+/// A finished run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    /// Identifies the config and the files it names: another one is another run.
+    inputs: String,
+    /// The run's folder.
+    output_dir: PathBuf,
+    /// Optimizer steps.
+    pub(crate) steps: usize,
+    /// Rows trained on.
+    rows: usize,
+    /// Rows that were too long to be used.
+    rows_dropped: usize,
+    /// Tokens seen.
+    num_tokens: u64,
+    /// Tokens learnt.
+    supervised_tokens: u64,
+    /// Steps skipped because loss or gradient were not finite.
+    nonfinite_steps: usize,
+    /// Seconds in optimizer steps.
+    seconds: f64,
+    /// Mean loss of the last steps.
+    train_loss: Option<f64>,
+    /// Mean loss of the held-out rows before training.
+    pub(crate) held_out_loss_before: Option<f64>,
+    /// Mean loss of the held-out rows after training.
+    pub(crate) held_out_loss_after: Option<f64>,
+    /// The exported folder.
+    pub(crate) export: Option<PathBuf>,
+}
+
+impl Summary {
+    /// Of a run that has done nothing yet.
+    pub(crate) fn new(config: &RunConfig) -> Result<Summary> {
+        Ok(Summary {
+            inputs: inputs(config)?,
+            output_dir: config.output_dir.clone(),
+            steps: 0,
+            rows: 0,
+            rows_dropped: 0,
+            num_tokens: 0,
+            supervised_tokens: 0,
+            nonfinite_steps: 0,
+            seconds: 0.0,
+            train_loss: None,
+            held_out_loss_before: None,
+            held_out_loss_after: None,
+            export: None,
+        })
+    }
+
+    /// Adds what training did.
+    pub(crate) fn add_training(&mut self, finished: &Finished, examples: &Examples) {
+        self.steps = finished.progress.step;
+        self.rows = examples.examples.len();
+        self.rows_dropped = examples.dropped.len();
+        self.num_tokens = finished.progress.num_tokens;
+        self.supervised_tokens = finished.progress.supervised_tokens;
+        self.nonfinite_steps = finished.progress.nonfinite_steps;
+        self.seconds = finished.progress.seconds;
+        self.train_loss = finished.train_loss;
+        self.held_out_loss_before = finished.held_out_before;
+        self.held_out_loss_after = finished.held_out_after;
+    }
+
+    /// For a person.
+    pub(crate) fn to_text(&self) -> String {
+        let mut lines = Vec::new();
+        if self.steps > 0 {
+            let speed = self.num_tokens as f64 / self.seconds.max(1e-9);
+            lines.push(format!(
+                "Training: {} steps on {} rows, {} tokens ({} learnt), {:.0} s, {speed:.0} tokens/s",
+                self.steps, self.rows, self.num_tokens, self.supervised_tokens, self.seconds
+            ));
+            if self.rows_dropped > 0 {
+                lines.push(format!("  {} rows did not fit and were dropped", self.rows_dropped));
+            }
+            if self.nonfinite_steps > 0 {
+                lines.push(format!("  {} steps were skipped because they were not finite", self.nonfinite_steps));
+            }
+            if let Some(loss) = self.train_loss {
+                lines.push(format!("Training loss, mean of the last steps: {loss:.4}"));
+            }
+            if let (Some(before), Some(after)) = (self.held_out_loss_before, self.held_out_loss_after) {
+                lines.push(format!("Held-out loss: {before:.4} before, {after:.4} after"));
+            }
+            lines.push(format!("Metrics of every step: {}", self.output_dir.join("metrics.jsonl").display()));
+        }
+        if let Some(path) = &self.export {
+            lines.push(format!("The model: {}\n\n{}", path.display(), usage(path)));
+        }
+        lines.join("\n")
+    }
+
+    /// Writes `summary.json` and `summary.txt`: from now on the run is finished.
+    pub(crate) fn save(&self, config: &RunConfig) -> Result<()> {
+        let json = serde_json::to_string_pretty(self)?;
+        write_atomically(&config.output_dir.join("summary.txt"), |file| writeln!(file, "{}", self.to_text()))?;
+        write_atomically(&json_path(&config.output_dir), |file| writeln!(file, "{json}"))
+    }
+}
+
+/// The summary of the run in this folder if it is the run this config describes, finished, with its export in place.
+pub(crate) fn finished(config: &RunConfig) -> Result<Option<Summary>> {
+    let Ok(text) = std::fs::read_to_string(json_path(&config.output_dir)) else { return Ok(None) };
+    let Ok(summary) = serde_json::from_str::<Summary>(&text) else { return Ok(None) };
+    let in_place = summary.export.as_ref().is_none_or(|path| path.join("config.json").exists());
+    Ok((in_place && summary.inputs == inputs(config)?).then_some(summary))
+}
+
+fn json_path(output_dir: &Path) -> PathBuf {
+    output_dir.join("summary.json")
+}
+
+/// The effective config and the content of the small files it names; of the weights only name, size and time.
+fn inputs(config: &RunConfig) -> Result<String> {
+    let mut parts = vec![config.to_toml()];
+    for path in &config.data.path {
+        parts.push(hash_file(path)?);
+    }
+    for folder in [config.model.path.as_path(), config.generate_model()] {
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let file = entry.metadata().ok()?;
+                Some(format!("{} {} {:?}", entry.file_name().to_string_lossy(), file.len(), file.modified().ok()?))
+            })
+            .collect();
+        files.sort();
+        parts.extend(files);
+    }
+    Ok(hash_bytes(parts.join("\n").as_bytes()))
+}

@@ -1,0 +1,103 @@
+//! One optimizer step, and the loss of rows that are not trained on.
+//!
+//! Sums travel, the mean is taken once: the loss of a step is the sum over the supervised tokens of all its micro-batches,
+//! divided by their number. How a step is cut into micro-batches therefore does not change what it does.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use sysgen_model::Decoder;
+use sysgen_ops::linear_cross_entropy;
+
+use crate::batch::Batch;
+use crate::optim::{GradientSum, Optimizer, clip_coefficient};
+
+/// A model in training.
+pub struct Trainer {
+    decoder: Option<Decoder>, // None only while a step has it
+    /// AdamW and its moments.
+    pub optimizer: Optimizer,
+    /// Gradients are scaled down to this global norm; 0 for no clipping.
+    pub max_grad_norm: f64,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean over the supervised tokens, before the update.
+    pub loss: f64,
+    /// Global norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// Tokens seen, without padding.
+    pub tokens: usize,
+    /// Tokens learnt.
+    pub supervised_tokens: usize,
+    /// False when loss or gradient were not finite: then weights and moments are as before.
+    pub applied: bool,
+}
+
+impl Trainer {
+    /// Starts or goes on training `decoder`, which lives on a plain (not autodiff) device.
+    pub fn new(decoder: Decoder, optimizer: Optimizer, max_grad_norm: f64) -> Trainer {
+        Trainer { decoder: Some(decoder), optimizer, max_grad_norm }
+    }
+
+    /// The model as it is now.
+    pub fn decoder(&self) -> &Decoder {
+        self.decoder.as_ref().expect("only `step` takes the decoder, and it puts it back")
+    }
+
+    /// The trained model.
+    pub fn into_decoder(self) -> Decoder {
+        self.decoder.expect("only `step` takes the decoder, and it puts it back")
+    }
+
+    /// One optimizer step over these micro-batches.
+    pub fn step(&mut self, batches: &[Batch], learning_rate: f64) -> StepReport {
+        let supervised_tokens: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+        let tokens = batches.iter().map(|batch| batch.token_count).sum();
+        let decoder = self.decoder.take().expect("only `step` takes the decoder, and it puts it back").autodiff();
+        let leaves = decoder.parameters();
+        let mut gradient = GradientSum::default();
+        let mut losses = Vec::with_capacity(batches.len());
+        for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
+            let loss = loss_sum(&decoder, batch).div_scalar(supervised_tokens as f64);
+            let mut gradients = loss.backward();
+            gradient.add(&leaves, &mut gradients);
+            losses.push(loss.inner()); // read after all of them are on their way to the device
+        }
+        drop(leaves);
+        let decoder = decoder.inner();
+        let loss: f64 = losses.into_iter().map(|loss| f64::from(loss.into_scalar::<f32>())).sum();
+        let grad_norm = gradient.global_norm();
+        let applied = supervised_tokens > 0 && loss.is_finite() && grad_norm.is_finite();
+        self.decoder = Some(if applied {
+            let scale = clip_coefficient(grad_norm, self.max_grad_norm);
+            let (config, parameters) = decoder.into_parameters();
+            let parameters = self.optimizer.update(parameters, gradient, scale, learning_rate);
+            Decoder::from_parameters(config, parameters)
+        } else {
+            decoder
+        });
+        StepReport { loss, grad_norm, tokens, supervised_tokens, applied }
+    }
+}
+
+/// The mean loss over the supervised tokens of these batches, by the same chunked loss as training; 0 tokens give NaN.
+pub fn mean_loss(decoder: &Decoder, batches: &[Batch]) -> f64 {
+    let (mut sum, mut count) = (0.0, 0);
+    for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
+        sum += f64::from(loss_sum(decoder, batch).into_scalar::<f32>());
+        count += batch.targets.len();
+    }
+    sum / count as f64
+}
+
+/// The summed loss of the supervised positions, `[1]`. Only they reach the head.
+fn loss_sum(decoder: &Decoder, batch: &Batch) -> Tensor<1> {
+    let hidden = decoder.hidden(&batch.tokens);
+    let [rows, time, dim] = hidden.dims();
+    let predict_at: Vec<i64> = batch.predict_at.iter().map(|&at| i64::from(at)).collect();
+    let predict_at = TensorData::new(predict_at, [batch.predict_at.len()]);
+    let predict_at = Tensor::<1, Int>::from_data(predict_at, &hidden.device());
+    let supervised = hidden.reshape([rows * time, dim]).select(0, predict_at);
+    linear_cross_entropy(supervised, decoder.head(), &batch.targets, decoder.config.final_softcap).sum()
+}
