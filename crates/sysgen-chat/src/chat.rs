@@ -63,7 +63,11 @@ impl Chat {
             }
         }
         Ok(Chat {
-            stop_texts: tokenizer.stop_ids().iter().map(|&id| tokenizer.token(id)).collect(),
+            stop_texts: tokenizer
+                .stop_ids()
+                .iter()
+                .map(|&id| tokenizer.token(id))
+                .collect(),
             hidden_default: markup.hidden.filter(|text| !text.trim().is_empty()),
             config: read_optional(dir, CONFIG)?,
             tokenizer,
@@ -153,7 +157,8 @@ impl Chat {
 
     /// `tokenizer_config.json` with the effective template where it had one that differs; else byte for byte.
     fn config_in_step(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let mut config: Value = serde_json::from_slice(bytes).with_context(|| format!("{CONFIG} is not valid JSON"))?;
+        let mut config: Value =
+            serde_json::from_slice(bytes).with_context(|| format!("{CONFIG} is not valid JSON"))?;
         let source = self.template.source();
         let Some(entry) = config.get_mut("chat_template").and_then(default_template) else {
             return Ok(bytes.to_vec());
@@ -208,10 +213,15 @@ impl Chat {
 /// The model's own chat template.
 fn template_source(dir: &Path) -> Result<String> {
     if let Some(bytes) = read_optional(dir, TEMPLATE)? {
-        return String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", dir.join(TEMPLATE).display()));
+        return String::from_utf8(bytes)
+            .with_context(|| format!("{} is not UTF-8", dir.join(TEMPLATE).display()));
     }
     let mut config = read_json(dir, CONFIG)?;
-    if let Some(text) = config.get_mut("chat_template").and_then(default_template).and_then(|entry| entry.as_str()) {
+    if let Some(text) = config
+        .get_mut("chat_template")
+        .and_then(default_template)
+        .and_then(|entry| entry.as_str())
+    {
         return Ok(text.to_owned());
     }
     bail!(
@@ -225,7 +235,10 @@ fn template_source(dir: &Path) -> Result<String> {
 fn default_template(entry: &mut Value) -> Option<&mut Value> {
     match entry {
         Value::String(_) => Some(entry),
-        Value::Array(list) => list.iter_mut().find(|item| item["name"] == "default")?.get_mut("template"),
+        Value::Array(list) => list
+            .iter_mut()
+            .find(|item| item["name"] == "default")?
+            .get_mut("template"),
         _ => None,
     }
 }

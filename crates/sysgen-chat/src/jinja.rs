@@ -29,11 +29,17 @@ pub(crate) fn environment() -> Environment<'static> {
         ValueKind::None => Ok(output.write_str("None")?),
         _ => minijinja::escape_formatter(output, state, value),
     });
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message.clone())
+                .with_source(Raised(message)))
+        },
+    );
     // One reading of the clock for all rows: a run that crosses midnight must not change its prompts.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs());
     environment.add_function("strftime_now", move |format: String| strftime(now, &format));
     environment.add_filter("tojson", to_json);
     environment.add_filter("trim", trim_filter);
@@ -83,36 +89,78 @@ fn to_json(value: Value, indent: Option<usize>, options: Kwargs) -> Result<Strin
         Some(indent) => {
             let spaces = " ".repeat(indent);
             let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))
+            value.serialize(&mut serde_json::Serializer::with_formatter(
+                &mut bytes, formatter,
+            ))
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Spaced)),
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut bytes, Spaced,
+        )),
     };
     written.map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}")))?;
-    String::from_utf8(bytes).map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+    String::from_utf8(bytes)
+        .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
 }
 
 /// Python's default separators.
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
         writer.write_all(b": ")
     }
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+const DAYS: [&str; 7] = [
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+];
 
 /// The directives chat templates use, in UTC; another one is an error rather than a silently different prompt.
 fn strftime(seconds: u64, format: &str) -> Result<String, Error> {
@@ -160,13 +208,18 @@ fn strftime(seconds: u64, format: &str) -> Result<String, Error> {
 }
 
 fn unknown_directive(format: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("strftime_now: `{format}` has a directive that is not supported"))
+    Error::new(
+        ErrorKind::InvalidOperation,
+        format!("strftime_now: `{format}` has a directive that is not supported"),
+    )
 }
 
 /// Year, month (1-12) and day of the Gregorian calendar, days counted from 1970-01-01. Whole years are taken off
 /// one by one: it runs once per rendering that asks for the date.
 fn civil(mut days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));
@@ -194,25 +247,50 @@ mod tests {
 
     fn render(source: &str) -> String {
         let mut environment = environment();
-        environment.add_template_owned("t", source.to_owned()).unwrap();
+        environment
+            .add_template_owned("t", source.to_owned())
+            .unwrap();
         let value = serde_json::json!({"b": "<a> & 'é'", "a": [1, 2.5, null, true]});
-        environment.get_template("t").unwrap().render(minijinja::context! { value }).unwrap()
+        environment
+            .get_template("t")
+            .unwrap()
+            .render(minijinja::context! { value })
+            .unwrap()
     }
 
     // The expected texts are what jinja2 3.1.6 with transformers' settings prints.
     #[test]
     fn values_print_as_python_prints_them() {
-        assert_eq!(render("{{ true }} {{ none }} {{ missing }}|"), "True None |");
-        assert_eq!(render("{{ value | tojson }}"), r#"{"b": "<a> & 'é'", "a": [1, 2.5, null, true]}"#);
+        assert_eq!(
+            render("{{ true }} {{ none }} {{ missing }}|"),
+            "True None |"
+        );
+        assert_eq!(
+            render("{{ value | tojson }}"),
+            r#"{"b": "<a> & 'é'", "a": [1, 2.5, null, true]}"#
+        );
         assert_eq!(render("{{ [1] | tojson(indent=4) }}"), "[\n    1\n]");
-        assert_eq!(render("{{ '\u{1f} x\u{3000}' | trim }}|{{ ' x\u{1c}'.strip() }}|{{ 'xay'.split('a')[-1] }}"), "x|x|y");
-        assert_eq!(render("{% for i in [1,2,3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}\n"), "13");
+        assert_eq!(
+            render(
+                "{{ '\u{1f} x\u{3000}' | trim }}|{{ ' x\u{1c}'.strip() }}|{{ 'xay'.split('a')[-1] }}"
+            ),
+            "x|x|y"
+        );
+        assert_eq!(
+            render(
+                "{% for i in [1,2,3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}\n"
+            ),
+            "13"
+        );
     }
 
     #[test]
     fn dates_follow_the_calendar() {
         let format = "%d %b %Y|%A, %B %-d|%H:%M:%S %I %p|%F";
-        assert_eq!(strftime(0, format).unwrap(), "01 Jan 1970|Thursday, January 1|00:00:00 12 AM|1970-01-01");
+        assert_eq!(
+            strftime(0, format).unwrap(),
+            "01 Jan 1970|Thursday, January 1|00:00:00 12 AM|1970-01-01"
+        );
         // date -u -d @1709210096
         assert_eq!(
             strftime(1_709_210_096, format).unwrap(),

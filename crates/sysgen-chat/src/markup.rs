@@ -35,7 +35,11 @@ impl Markup {
     pub(crate) fn of(template: &Template, special_tokens: &SpecialTokens) -> Result<Markup> {
         let question = [Message::user(USER)];
         let exchange = [Message::user(USER), Message::assistant(ANSWER)];
-        let follow_up = [Message::user(USER), Message::assistant(ANSWER), Message::user(SECOND)];
+        let follow_up = [
+            Message::user(USER),
+            Message::assistant(ANSWER),
+            Message::user(SECOND),
+        ];
 
         let (opening, user_end) = around(&template.render(&question, false)?, USER)?;
         let (_, answer_end) = around(&template.render(&exchange, false)?, ANSWER)?;
@@ -51,9 +55,23 @@ impl Markup {
         let writes_bos = !bos.is_empty() && opening.starts_with(bos);
         let hidden = user_start.as_ref().and_then(|start| {
             let before = opening.strip_suffix(start.as_str())?;
-            Some(if writes_bos { before.strip_prefix(bos).unwrap_or_default() } else { before }.to_owned())
+            Some(
+                if writes_bos {
+                    before.strip_prefix(bos).unwrap_or_default()
+                } else {
+                    before
+                }
+                .to_owned(),
+            )
         });
-        Ok(Markup { hidden, user_start, user_end, answer_end, writes_bos, trims: !padded.contains(&format!("  {USER}")) })
+        Ok(Markup {
+            hidden,
+            user_start,
+            user_end,
+            answer_end,
+            writes_bos,
+            trims: !padded.contains(&format!("  {USER}")),
+        })
     }
 }
 
@@ -61,6 +79,8 @@ impl Markup {
 fn around(text: &str, word: &str) -> Result<(String, String)> {
     match text.split_once(word) {
         Some((before, after)) if !after.contains(word) => Ok((before.to_owned(), after.to_owned())),
-        _ => bail!("the chat template does not write a turn's content once and verbatim: it gives {text:?}"),
+        _ => bail!(
+            "the chat template does not write a turn's content once and verbatim: it gives {text:?}"
+        ),
     }
 }

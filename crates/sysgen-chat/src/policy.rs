@@ -27,7 +27,11 @@ const MERGE_SEPARATOR: &str = "\n\n";
 
 /// The effective template for `source`. Innermost first: the default text is cut, the stop token is added, the
 /// system message is placed; so a merged system message counts as "no system message" for a hidden default.
-pub(crate) fn effective(source: &str, tokenizer: &Tokenizer, options: ChatOptions) -> Result<Template> {
+pub(crate) fn effective(
+    source: &str,
+    tokenizer: &Tokenizer,
+    options: ChatOptions,
+) -> Result<Template> {
     let special_tokens = tokenizer.special_tokens();
     let mut template = Template::new(source, special_tokens)?;
     if options.default_system == DefaultSystem::Strip {
@@ -42,8 +46,9 @@ pub(crate) fn effective(source: &str, tokenizer: &Tokenizer, options: ChatOption
         SystemRole::Native => Ok(template),
         SystemRole::OwnTurn => own_turn(template, special_tokens)
             .context("model.system_role = \"own_turn\" is not possible with this chat template"),
-        SystemRole::MergeFirstUser => merged(template, special_tokens)
-            .context("model.system_role = \"merge_first_user\" is not possible with this chat template"),
+        SystemRole::MergeFirstUser => merged(template, special_tokens).context(
+            "model.system_role = \"merge_first_user\" is not possible with this chat template",
+        ),
         SystemRole::Error => refusing(template, special_tokens),
     }
 }
@@ -61,7 +66,11 @@ fn prefixed(prefix: &str, source: &str) -> String {
 
 /// A Jinja string literal.
 fn literal(text: &str) -> String {
-    let escaped = text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n").replace('\r', "\\r");
+    let escaped = text
+        .replace('\\', "\\\\")
+        .replace('\'', "\\'")
+        .replace('\n', "\\n")
+        .replace('\r', "\\r");
     format!("'{escaped}'")
 }
 
@@ -70,14 +79,23 @@ fn literal(text: &str) -> String {
 fn without_default(template: Template, special_tokens: &SpecialTokens) -> Result<Template> {
     let markup = Markup::of(&template, special_tokens)?;
     let (Some(hidden), Some(user_start)) = (&markup.hidden, &markup.user_start) else {
-        bail!("it does not write all user turns alike, so the end of the default text cannot be told");
+        bail!(
+            "it does not write all user turns alike, so the end of the default text cannot be told"
+        );
     };
     if hidden.trim().is_empty() {
         return Ok(template);
     }
-    ensure!(!user_start.is_empty(), "it opens a user turn with nothing, so the end of the default text cannot be told");
+    ensure!(
+        !user_start.is_empty(),
+        "it opens a user turn with nothing, so the end of the default text cannot be told"
+    );
     let start = literal(user_start);
-    let bos = if markup.writes_bos { "bos_token + " } else { "" };
+    let bos = if markup.writes_bos {
+        "bos_token + "
+    } else {
+        ""
+    };
     let original = template.source();
     // A template's last line break is not printed (keep_trailing_newline); here the template no longer comes last.
     let original = original.strip_suffix('\n').unwrap_or(original);
@@ -91,14 +109,24 @@ fn without_default(template: Template, special_tokens: &SpecialTokens) -> Result
          {{%- else %}}{{{{- sysgen_text }}}}{{%- endif %}}"
     );
     let stripped = Template::new(&source, special_tokens)?;
-    let conversation = [Message::user(USER), Message::assistant(ANSWER), Message::user(SECOND)];
+    let conversation = [
+        Message::user(USER),
+        Message::assistant(ANSWER),
+        Message::user(SECOND),
+    ];
     let with_system = [&[Message::system(SYSTEM)], &conversation[..]].concat();
     for prompt in [false, true] {
         let before = template.render(&conversation, prompt)?;
         let after = stripped.render(&conversation, prompt)?;
-        ensure!(before.replacen(hidden.as_str(), "", 1) == after, "cutting the default text changes the turns");
+        ensure!(
+            before.replacen(hidden.as_str(), "", 1) == after,
+            "cutting the default text changes the turns"
+        );
         if let Ok(text) = template.render(&with_system, prompt) {
-            ensure!(stripped.render(&with_system, prompt)? == text, "cutting the default text changes the system turn");
+            ensure!(
+                stripped.render(&with_system, prompt)? == text,
+                "cutting the default text changes the system turn"
+            );
         }
     }
     Ok(stripped)
@@ -106,11 +134,21 @@ fn without_default(template: Template, special_tokens: &SpecialTokens) -> Result
 
 /// Ends every answer with eos. SOLAR's template writes nothing after an answer: a model trained on it would never
 /// learn to stop.
-fn with_stop_token(template: Template, markup: &Markup, special_tokens: &SpecialTokens) -> Result<Template> {
+fn with_stop_token(
+    template: Template,
+    markup: &Markup,
+    special_tokens: &SpecialTokens,
+) -> Result<Template> {
     let Some(eos) = special_tokens.get("eos_token") else {
-        bail!("the chat template ends an answer without a special token and the tokenizer has no eos_token to end it with");
+        bail!(
+            "the chat template ends an answer without a special token and the tokenizer has no eos_token to end it with"
+        );
     };
-    let content = if markup.trims { "message['content'] | trim" } else { "message['content']" };
+    let content = if markup.trims {
+        "message['content'] | trim"
+    } else {
+        "message['content']"
+    };
     let prefix = format!(
         "{{%- set sysgen_turns = namespace(messages=[]) -%}}\n\
          {{%- for message in messages -%}}\n\
@@ -123,8 +161,15 @@ fn with_stop_token(template: Template, markup: &Markup, special_tokens: &Special
          {{%- set messages = sysgen_turns.messages %}}"
     );
     let stopped = Template::new(&prefixed(&prefix, template.source()), special_tokens)?;
-    let conversation = [Message::user(USER), Message::assistant(ANSWER), Message::user(SECOND)];
-    let expected = template.render(&conversation, true)?.replacen(ANSWER, &format!("{ANSWER}{eos}"), 1);
+    let conversation = [
+        Message::user(USER),
+        Message::assistant(ANSWER),
+        Message::user(SECOND),
+    ];
+    let expected =
+        template
+            .render(&conversation, true)?
+            .replacen(ANSWER, &format!("{ANSWER}{eos}"), 1);
     ensure!(
         stopped.render(&conversation, true)? == expected,
         "the chat template ends an answer without a special token, and adding eos_token changes other turns"
@@ -140,10 +185,16 @@ fn own_turn(template: Template, special_tokens: &SpecialTokens) -> Result<Templa
     let Some(user_start) = &markup.user_start else {
         bail!("it does not write all user turns alike");
     };
-    let turns = [Message::user(USER), Message::assistant(ANSWER), Message::user(SECOND)];
+    let turns = [
+        Message::user(USER),
+        Message::assistant(ANSWER),
+        Message::user(SECOND),
+    ];
     let with_system = [&[Message::system(SYSTEM)], &turns[..]].concat();
     let plain = template.render(&turns, true)?;
-    let tail = plain.split_once(user_start.as_str()).map_or("", |(_, tail)| tail);
+    let tail = plain
+        .split_once(user_start.as_str())
+        .map_or("", |(_, tail)| tail);
     if let Ok(text) = template.render(&with_system, true)
         && text.contains(SYSTEM)
         && text.ends_with(&format!("{user_start}{tail}"))
@@ -156,11 +207,25 @@ fn own_turn(template: Template, special_tokens: &SpecialTokens) -> Result<Templa
         .find(|(user, _)| user_start.matches(user).count() == 1)
         .map(|(user, system)| user_start.replace(user, system));
     let Some(system_start) = system_start else {
-        bail!("it opens a user's turn with {user_start:?}, which does not name the role; use \"merge_first_user\"");
+        bail!(
+            "it opens a user's turn with {user_start:?}, which does not name the role; use \"merge_first_user\""
+        );
     };
-    let bos = if markup.writes_bos { "bos_token + " } else { "" };
-    let no_bos = if markup.writes_bos { "{%- set bos_token = '' -%}\n" } else { "" };
-    let content = if markup.trims { "messages[0]['content'] | trim" } else { "messages[0]['content']" };
+    let bos = if markup.writes_bos {
+        "bos_token + "
+    } else {
+        ""
+    };
+    let no_bos = if markup.writes_bos {
+        "{%- set bos_token = '' -%}\n"
+    } else {
+        ""
+    };
+    let content = if markup.trims {
+        "messages[0]['content'] | trim"
+    } else {
+        "messages[0]['content']"
+    };
     let prefix = format!(
         "{{%- if messages and messages[0]['role'] == 'system' -%}}\n\
          {{{{- {bos}{} + {content} + {} -}}}}\n\
@@ -171,11 +236,21 @@ fn own_turn(template: Template, special_tokens: &SpecialTokens) -> Result<Templa
         literal(&markup.user_end)
     );
     let rewritten = Template::new(&prefixed(&prefix, template.source()), special_tokens)?;
-    let bos_text = if markup.writes_bos { special_tokens.get("bos_token").map_or("", String::as_str) } else { "" };
+    let bos_text = if markup.writes_bos {
+        special_tokens.get("bos_token").map_or("", String::as_str)
+    } else {
+        ""
+    };
     let body = plain.strip_prefix(bos_text).unwrap_or(&plain);
     let expected = format!("{bos_text}{system_start}{SYSTEM}{}{body}", markup.user_end);
-    ensure!(rewritten.render(&with_system, true)? == expected, "a system turn before the others changes them");
-    ensure!(rewritten.render(&turns, true)? == plain, "it would change conversations without a system message");
+    ensure!(
+        rewritten.render(&with_system, true)? == expected,
+        "a system turn before the others changes them"
+    );
+    ensure!(
+        rewritten.render(&turns, true)? == plain,
+        "it would change conversations without a system message"
+    );
     Ok(rewritten)
 }
 
@@ -193,8 +268,15 @@ fn merged(template: Template, special_tokens: &SpecialTokens) -> Result<Template
     let rewritten = Template::new(&prefixed(&prefix, template.source()), special_tokens)?;
     let rest = [Message::assistant(ANSWER), Message::user(SECOND)];
     let given = [&[Message::system(SYSTEM), Message::user(USER)], &rest[..]].concat();
-    let joined = [&[Message::user(format!("{SYSTEM}{MERGE_SEPARATOR}{USER}"))], &rest[..]].concat();
-    ensure!(rewritten.render(&given, true)? == template.render(&joined, true)?, "merging changes other turns");
+    let joined = [
+        &[Message::user(format!("{SYSTEM}{MERGE_SEPARATOR}{USER}"))],
+        &rest[..],
+    ]
+    .concat();
+    ensure!(
+        rewritten.render(&given, true)? == template.render(&joined, true)?,
+        "merging changes other turns"
+    );
     Ok(rewritten)
 }
 

@@ -35,7 +35,9 @@ struct Layout {
 impl Chat {
     /// The text of a conversation by the effective template.
     pub fn render_text(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.template.render(messages, add_generation_prompt).map_err(|error| self.explain(error, messages))
+        self.template
+            .render(messages, add_generation_prompt)
+            .map_err(|error| self.explain(error, messages))
     }
 
     /// The ids a model is given to answer `messages`: with the generation prompt, with BOS exactly where the
@@ -74,7 +76,11 @@ impl Chat {
                  use data.multi_turn = \"unroll\" or another chat template",
                 index + 1
             );
-            ensure!(!prompt.is_empty(), "message {}: the chat template writes nothing before the answer", index + 1);
+            ensure!(
+                !prompt.is_empty(),
+                "message {}: the chat template writes nothing before the answer",
+                index + 1
+            );
             let end = prompt.len()
                 + self
                     .answer_length(&whole[prompt.len()..], &message.content)
@@ -88,7 +94,10 @@ impl Chat {
             "the chat template rewrites an earlier answer once the conversation goes on; \
              use data.multi_turn = \"unroll\" or another chat template"
         );
-        for message in messages.iter().filter(|message| message.role == Role::System) {
+        for message in messages
+            .iter()
+            .filter(|message| message.role == Role::System)
+        {
             ensure!(
                 text.contains(trim(&message.content)),
                 "the chat template does not write the system message verbatim; set model.system_role"
@@ -101,29 +110,50 @@ impl Chat {
     /// token.
     fn answer_length(&self, tail: &str, content: &str) -> Result<usize> {
         // Templates print an answer verbatim or trimmed.
-        let forms = [content, content.trim_end(), content.trim_start(), trim(content)];
+        let forms = [
+            content,
+            content.trim_end(),
+            content.trim_start(),
+            trim(content),
+        ];
         for form in forms {
-            let Some(start) = tail.find(form) else { continue };
-            let rest = &tail[start + form.len()..];
-            let stop = rest.trim_start();
-            let token = self.stop_texts.iter().find(|token| stop.starts_with(token.as_str()));
-            if let Some(token) = token {
-                return Ok(tail.len() - stop.len() + token.len());
+            for (start, _) in tail.match_indices(form) {
+                let stop = tail[start + form.len()..].trim_start();
+                if let Some(token) = self
+                    .stop_texts
+                    .iter()
+                    .find(|token| stop.starts_with(token.as_str()))
+                {
+                    return Ok(tail.len() - stop.len() + token.len());
+                }
             }
         }
         if forms.iter().any(|form| tail.contains(form)) {
-            bail!("the answer is not followed by a stop token ({}) but by {tail:?}", self.stop_texts.join(" "));
+            bail!(
+                "the answer is not followed by a stop token ({}) but by {tail:?}",
+                self.stop_texts.join(" ")
+            );
         }
         bail!("the chat template does not write the answer verbatim but {tail:?}")
     }
 
     fn tokenise(&self, layout: &Layout) -> Result<Rendered> {
         let text = layout.text.as_str();
-        let first = layout.answers.first().map_or(text.len(), |answer| answer.start);
-        let ids = self.tokenizer.with_bos(self.tokenizer.encode(&text[..first]))?;
-        let mut rendered = Rendered { learn: vec![false; ids.len()], ids };
+        let first = layout
+            .answers
+            .first()
+            .map_or(text.len(), |answer| answer.start);
+        let ids = self
+            .tokenizer
+            .with_bos(self.tokenizer.encode(&text[..first]))?;
+        let mut rendered = Rendered {
+            learn: vec![false; ids.len()],
+            ids,
+        };
         for (index, answer) in layout.answers.iter().enumerate() {
-            let ids = self.tokenizer.encode_after(&text[..answer.start], &text[answer.clone()]);
+            let ids = self
+                .tokenizer
+                .encode_after(&text[..answer.start], &text[answer.clone()]);
             ensure!(
                 ids.last().is_some_and(|id| self.stop_ids().contains(id)),
                 "answer {}: its stop token is not a token of its own in {:?}",
@@ -131,8 +161,15 @@ impl Chat {
                 ids.iter().map(|&id| self.token(id)).collect::<Vec<_>>()
             );
             rendered.push(ids, true);
-            let next = layout.answers.get(index + 1).map_or(text.len(), |next| next.start);
-            rendered.push(self.tokenizer.encode_after(&text[..answer.end], &text[answer.end..next]), false);
+            let next = layout
+                .answers
+                .get(index + 1)
+                .map_or(text.len(), |next| next.start);
+            rendered.push(
+                self.tokenizer
+                    .encode_after(&text[..answer.end], &text[answer.end..next]),
+                false,
+            );
         }
         Ok(rendered)
     }

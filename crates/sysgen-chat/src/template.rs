@@ -42,9 +42,15 @@ impl Template {
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| anyhow::anyhow!("line {}: {error}", error.line().unwrap_or(0)))
             .context("the chat template cannot be compiled")?;
-        let special_tokens =
-            special_tokens.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str()))).collect();
-        Ok(Template { environment, source: source.to_owned(), special_tokens })
+        let special_tokens = special_tokens
+            .iter()
+            .map(|(name, text)| (name.clone(), Value::from(text.as_str())))
+            .collect();
+        Ok(Template {
+            environment,
+            source: source.to_owned(),
+            special_tokens,
+        })
     }
 
     /// The template's text.
@@ -53,7 +59,11 @@ impl Template {
     }
 
     /// The text of a conversation, with the header that opens the model's answer if asked for.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
         self.render_values(&values(messages), add_generation_prompt)
     }
 
@@ -78,10 +88,15 @@ impl Template {
             ("tools", Value::from(())),
             ("documents", Value::from(())),
         ];
-        let special = self.special_tokens.iter().map(|(name, text)| (name.as_str(), text.clone()));
+        let special = self
+            .special_tokens
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.clone()));
         let context: Value = given.into_iter().chain(special).collect();
-        let template =
-            self.environment.get_template(NAME).map_err(|error| TemplateError::Failed(error.to_string()))?;
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|error| TemplateError::Failed(error.to_string()))?;
         template.render(context).map_err(|error| raised(&error))
     }
 }
@@ -91,9 +106,12 @@ pub(crate) fn values(messages: &[Message]) -> Vec<Value> {
     messages
         .iter()
         .map(|message| {
-            [("role", Value::from(message.role.as_str())), ("content", Value::from(message.content.as_str()))]
-                .into_iter()
-                .collect()
+            [
+                ("role", Value::from(message.role.as_str())),
+                ("content", Value::from(message.content.as_str())),
+            ]
+            .into_iter()
+            .collect()
         })
         .collect()
 }
@@ -118,10 +136,15 @@ fn without_generation_tags(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
+        let Some(length) = rest[start..].find("%}") else {
+            break;
+        };
         let end = start + length + 2;
         let inner = &rest[start + 2..end - 2];
-        let word = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        let word = inner
+            .trim_start_matches(['-', '+'])
+            .trim_end_matches(['-', '+'])
+            .trim();
         let replacement = match word {
             "generation" => Some("if true"),
             "endgeneration" => Some("endif"),
@@ -151,21 +174,37 @@ mod tests {
     fn generation_tags_print_nothing() {
         let source = "{{ bos_token }}{%- for m in messages -%}{%- generation -%} {{ m.content }} {%- endgeneration %}{% endfor %}";
         let template = Template::new(source, &tokens()).unwrap();
-        assert_eq!(template.render(&[Message::user("a"), Message::user("b")], false).unwrap(), "<s>ab");
+        assert_eq!(
+            template
+                .render(&[Message::user("a"), Message::user("b")], false)
+                .unwrap(),
+            "<s>ab"
+        );
     }
 
     #[test]
     fn a_refusal_carries_the_templates_own_words() {
-        let template = Template::new("{{ raise_exception('Roles must alternate') }}", &tokens()).unwrap();
+        let template =
+            Template::new("{{ raise_exception('Roles must alternate') }}", &tokens()).unwrap();
         let error = template.render(&[], false).unwrap_err();
-        assert!(matches!(&error, TemplateError::Raised(words) if words == "Roles must alternate"), "{error}");
+        assert!(
+            matches!(&error, TemplateError::Raised(words) if words == "Roles must alternate"),
+            "{error}"
+        );
     }
 
     #[test]
     fn an_undefined_element_is_an_error_and_an_undefined_name_prints_nothing() {
-        let template = Template::new("{{ eos_token }}{{ messages[0]['role'] }}", &tokens()).unwrap();
-        assert_eq!(template.render(&[Message::user("a")], false).unwrap(), "user");
-        assert!(matches!(template.render(&[], false), Err(TemplateError::Failed(_))));
+        let template =
+            Template::new("{{ eos_token }}{{ messages[0]['role'] }}", &tokens()).unwrap();
+        assert_eq!(
+            template.render(&[Message::user("a")], false).unwrap(),
+            "user"
+        );
+        assert!(matches!(
+            template.render(&[], false),
+            Err(TemplateError::Failed(_))
+        ));
     }
 
     #[test]

@@ -38,7 +38,9 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_file(&path)
             .map_err(|error| anyhow!("{}: {error}", path.display()))?;
         // Settings of whoever saved the file; transformers ignores them unless asked, and they would cut rows silently.
-        inner.with_truncation(None).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+        inner
+            .with_truncation(None)
+            .map_err(|error| anyhow!("{}: {error}", path.display()))?;
         inner.with_padding(None);
         if let Err(error) = inner.encode_fast("a \u{10fffd}\u{1}", false) {
             bail!("{}: not every text can be encoded: {error}", path.display());
@@ -49,10 +51,17 @@ impl Tokenizer {
         for source in [&read_json(dir, "special_tokens_map.json")?, &settings] {
             special_tokens.extend(named_tokens(source));
         }
-        let mut added: Vec<(String, u32)> =
-            inner.get_added_tokens_decoder().iter().map(|(id, token)| (token.content.clone(), *id)).collect();
+        let mut added: Vec<(String, u32)> = inner
+            .get_added_tokens_decoder()
+            .iter()
+            .map(|(id, token)| (token.content.clone(), *id))
+            .collect();
         added.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let vocab_size = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |id| id as usize + 1);
 
         let mut tokenizer = Tokenizer {
             inner,
@@ -67,11 +76,17 @@ impl Tokenizer {
             if let Some(text) = tokenizer.special_tokens.get(name)
                 && tokenizer.inner.token_to_id(text).is_none()
             {
-                bail!("{}: {name} is `{text}`, which {} does not have", dir.display(), path.display());
+                bail!(
+                    "{}: {name} is `{text}`, which {} does not have",
+                    dir.display(),
+                    path.display()
+                );
             }
         }
         tokenizer.begins_with_bos = tokenizer.wants_bos(&settings);
-        tokenizer.has_dummy_prefix = ["a", "Hello"].iter().any(|text| tokenizer.after("\n", text) != Some(tokenizer.encode(text)));
+        tokenizer.has_dummy_prefix = ["a", "Hello"]
+            .iter()
+            .any(|text| tokenizer.after("\n", text) != Some(tokenizer.encode(text)));
         tokenizer.stop_ids.extend(tokenizer.special_id("eos_token"));
         for file in ["generation_config.json", "config.json"] {
             for id in id_list(&read_json(dir, file)?["eos_token_id"]) {
@@ -84,27 +99,47 @@ impl Tokenizer {
     /// Whether the tokenizer itself puts BOS first: `add_bos_token` where the configuration says, otherwise what
     /// the post-processor of `tokenizer.json` does.
     fn wants_bos(&self, settings: &Value) -> bool {
-        let Some(bos) = self.bos_id() else { return false };
+        let Some(bos) = self.bos_id() else {
+            return false;
+        };
         settings["add_bos_token"].as_bool().unwrap_or_else(|| {
-            self.inner.encode_fast("a", true).is_ok_and(|encoding| encoding.get_ids().first() == Some(&bos))
+            self.inner
+                .encode_fast("a", true)
+                .is_ok_and(|encoding| encoding.get_ids().first() == Some(&bos))
         })
     }
 
     /// The ids of a text that begins here. Never adds special tokens; special tokens written in the text are parsed.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let encoding = self.inner.encode_fast(text, false).expect("load() checked that unknown text can be encoded");
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .expect("load() checked that unknown text can be encoded");
         encoding.get_ids().to_vec()
     }
 
     /// Puts BOS first where the tokenizer wants it and the template has not written it: the only place that adds BOS.
     /// Two of them (a template that writes it twice) are an error.
     pub fn with_bos(&self, mut ids: Vec<u32>) -> Result<Vec<u32>> {
-        let Some(bos) = self.bos_id() else { return Ok(ids) };
+        let Some(bos) = self.bos_id() else {
+            return Ok(ids);
+        };
         if self.begins_with_bos && ids.first() != Some(&bos) {
             ids.insert(0, bos);
         }
-        if ids.len() > 1 && ids[0] == bos && ids[1] == bos {
-            bail!("the text begins with two {} tokens: write it once in the chat template", self.token(bos));
+        let second = ids
+            .iter()
+            .skip(1)
+            .position(|id| *id == bos)
+            .map(|place| place + 1);
+        if let Some(second) = second
+            && ids[0] == bos
+            && self.decode(&ids[1..second]).trim().is_empty()
+        {
+            bail!(
+                "the text begins with two {} tokens: the chat template has to write it once, and first",
+                self.token(bos)
+            );
         }
         Ok(ids)
     }
@@ -129,7 +164,10 @@ impl Tokenizer {
         if text.is_empty() {
             return Vec::new();
         }
-        if let Some((token, _)) = self.added.iter().find(|(token, _)| context.ends_with(token.as_str()))
+        if let Some((token, _)) = self
+            .added
+            .iter()
+            .find(|(token, _)| context.ends_with(token.as_str()))
             && let Some(ids) = self.after(token, text)
         {
             return ids;
@@ -146,14 +184,19 @@ impl Tokenizer {
 
     /// The text of `ids`; special tokens are skipped.
     pub fn decode(&self, ids: &[u32]) -> String {
-        self.inner
-            .decode(ids, true)
-            .unwrap_or_else(|_| ids.iter().map(|&id| self.token(id)).collect::<Vec<_>>().concat())
+        self.inner.decode(ids, true).unwrap_or_else(|_| {
+            ids.iter()
+                .map(|&id| self.token(id))
+                .collect::<Vec<_>>()
+                .concat()
+        })
     }
 
     /// One token as the vocabulary spells it.
     pub fn token(&self, id: u32) -> String {
-        self.inner.id_to_token(id).unwrap_or_else(|| format!("<id {id}>"))
+        self.inner
+            .id_to_token(id)
+            .unwrap_or_else(|| format!("<id {id}>"))
     }
 
     /// The id of a token's spelling.
@@ -188,7 +231,9 @@ impl Tokenizer {
     /// The padding id: `pad_token`, else the first stop id, else 0. Padding is masked by position, never by id, so a
     /// pad that equals a stop token costs nothing.
     pub fn pad_id(&self) -> u32 {
-        self.special_id("pad_token").or_else(|| self.stop_ids.first().copied()).unwrap_or(0)
+        self.special_id("pad_token")
+            .or_else(|| self.stop_ids.first().copied())
+            .unwrap_or(0)
     }
 
     /// The ids that end an answer; the tokenizer's eos first.
@@ -204,9 +249,15 @@ impl Tokenizer {
 
     /// The added token that `text` begins with, or a stop token's spelling.
     pub(crate) fn leading_token(&self, text: &str) -> Option<u32> {
-        let added = self.added.iter().find(|(token, _)| text.starts_with(token.as_str()));
+        let added = self
+            .added
+            .iter()
+            .find(|(token, _)| text.starts_with(token.as_str()));
         added.map(|(_, id)| *id).or_else(|| {
-            self.stop_ids.iter().copied().find(|&id| text.starts_with(self.token(id).as_str()))
+            self.stop_ids
+                .iter()
+                .copied()
+                .find(|&id| text.starts_with(self.token(id).as_str()))
         })
     }
 }
@@ -214,7 +265,8 @@ impl Tokenizer {
 pub(crate) fn read_json(dir: &Path, name: &str) -> Result<Value> {
     let path = dir.join(name);
     match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is not valid JSON", path.display())),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| format!("{} is not valid JSON", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
@@ -222,7 +274,9 @@ pub(crate) fn read_json(dir: &Path, name: &str) -> Result<Value> {
 
 /// `*_token` entries: a string, or an AddedToken object with `content`.
 fn named_tokens(settings: &Value) -> Vec<(String, String)> {
-    let Some(entries) = settings.as_object() else { return Vec::new() };
+    let Some(entries) = settings.as_object() else {
+        return Vec::new();
+    };
     entries
         .iter()
         .filter(|(name, _)| name.ends_with("_token"))
