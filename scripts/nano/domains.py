@@ -103,7 +103,7 @@ def cooking(rng):
 
 def geography(rng):
     country, capital, continent, language = rng.choice(facts.COUNTRIES)
-    extras = {"continent": f"{country} is in {continent}.", "language": f"The main language is {language}."}
+    extras = {"continent": f"The country is in {continent}.", "language": f"The main language is {language}."}
     if rng.random() < 0.6:
         question = rng.choice([f"What is the capital of {country}?", f"Which city is the capital of {country}?",
                                f"Do you know the capital of {country}?", f"I am writing about {country}. What is its capital?"])
@@ -121,13 +121,13 @@ def animals(rng):
     kind = rng.choice(["food", "home", "class"])
     if kind == "food":
         question = rng.choice([f"What do {animal} eat?", f"What is the main food of {animal}?", f"What should I know about the food of {animal}?"])
-        return Item("animals", animal, question, f"say what {animal} eat", f"{capital} mostly eat {food}.", [f"they live in {home}", more], food, extras)
+        return Item("animals", animal, question, f"say what {animal} eat", f"{capital} mostly eat {food}.", [f"they live {home}", more], food, extras)
     if kind == "home":
         question = rng.choice([f"Where do {animal} live?", f"In which places can I find {animal}?", f"What kind of home do {animal} have?"])
-        return Item("animals", animal, question, f"say where {animal} live", f"{capital} live in {home}.", [f"they eat {food}", more], home, extras)
+        return Item("animals", animal, question, f"say where {animal} live", f"{capital} live {home}.", [f"they eat {food}", more], home, extras)
     question = rng.choice([f"What kind of animals are {animal}?", f"Which group of animals do {animal} belong to?"])
     return Item("animals", animal, question, f"say what kind of animals {animal} are", f"{capital} are {group}.",
-                [f"they live in {home}", f"they eat {food}"], group, {"fact": extras["fact"]})
+                [f"they live {home}", f"they eat {food}"], group, {"fact": extras["fact"]})
 
 
 def science(rng):
@@ -149,7 +149,7 @@ def words(rng):
     if rng.random() < 0.6:
         question = rng.choice([f"What is the opposite of {word}?", f"Which word means the opposite of {word}?", f"I need a word that is the contrary of {word}."])
         return Item("words", f"the word {word}", question, f"find the opposite of {word}", f"The opposite of {word} is {opposite}.",
-                    [f"a word for {word} is {same}", f"the other side is {opposite}"], opposite, extras)
+                    [f"a word for {word} is {same}", f"{word} and {opposite} are opposites"], opposite, extras)
     question = rng.choice([f"What is another word for {word}?", f"Which word can I use instead of {word}?", f"Help me find a word that means {word}."])
     return Item("words", f"the word {word}", question, f"find another word for {word}", f"Another word for {word} is {same}.",
                 [f"the meaning is close to {word}", f"the opposite is {opposite}"], same, extras)

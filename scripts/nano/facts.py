@@ -77,26 +77,26 @@ Peru | Lima | South America | Spanish
 Chile | Santiago | South America | Spanish
 """)
 
-# animals | class | food | home | one more thing
+# animals | class | food | where they live | one more thing
 ANIMALS = table("""
-owls | birds | mice | forests | they hunt at night
-bears | mammals | berries and fish | forests | they sleep through the winter
-penguins | birds | fish | icy coasts | they cannot fly
-camels | mammals | dry grass | deserts | they can go for days without water
-frogs | amphibians | insects | ponds | they start life as tadpoles
-sharks | fish | smaller fish | oceans | they have many rows of teeth
-rabbits | mammals | grass and leaves | meadows | they live in burrows
-bees | insects | nectar | hives | they make honey
-pandas | mammals | bamboo | mountain forests | they eat most of the day
-dolphins | mammals | fish | oceans | they breathe air
-turtles | reptiles | plants | ponds and seas | they carry a hard shell
-squirrels | mammals | nuts | trees | they store food for the winter
-lions | mammals | meat | grasslands | they live in groups
-ducks | birds | water plants | lakes | they have webbed feet
-snakes | reptiles | small animals | deserts and forests | they smell with the tongue
-elephants | mammals | leaves and bark | grasslands | they drink with the trunk
-spiders | arachnids | insects | webs | they have eight legs
-koalas | mammals | eucalyptus leaves | trees | they sleep most of the day
+owls | birds | mice | in forests | they hunt at night
+bears | mammals | berries and fish | in forests | they sleep through the winter
+penguins | birds | fish | on icy coasts | they cannot fly
+camels | mammals | dry grass | in deserts | they can go for days without water
+frogs | amphibians | insects | in ponds | they start life as tadpoles
+sharks | fish | smaller fish | in oceans | they have many rows of teeth
+rabbits | mammals | grass and leaves | in meadows | they live in burrows
+bees | insects | nectar | in hives | they make honey
+pandas | mammals | bamboo | in mountain forests | they eat most of the day
+dolphins | mammals | fish | in oceans | they breathe air
+turtles | reptiles | plants | in ponds and seas | they carry a hard shell
+squirrels | mammals | nuts | in trees | they store food for the winter
+lions | mammals | meat | in grasslands | they live in groups
+ducks | birds | water plants | on lakes | they have webbed feet
+snakes | reptiles | small animals | in deserts and forests | they smell with the tongue
+elephants | mammals | leaves and bark | in grasslands | they drink with the trunk
+spiders | arachnids | insects | in webs | they have eight legs
+koalas | mammals | eucalyptus leaves | in trees | they sleep most of the day
 """)
 
 # question after "why" | the fact | because | two details | key word

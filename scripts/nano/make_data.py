@@ -47,7 +47,7 @@ def draw_item(rng, domain, forbidden):
 def original_wishes(item, rng):
     """The shape in which people answer when no system message asks for one."""
     procedural = DOMAINS[item.domain].procedural
-    formats = ["answer_line", "title"] if item.domain == "writing" else ["bullets", "numbered", "answer_line"]
+    formats = ["title"] if item.domain == "writing" else ["bullets", "numbered", "answer_line"]
     while True:
         wishes = []
         if chance(rng, 0.6):
@@ -55,7 +55,7 @@ def original_wishes(item, rng):
         if chance(rng, 0.5):
             wishes.append(tags.wish("Format", item, rng, rng.choice(formats)))
         if chance(rng, 0.45):
-            wishes.append(tags.wish("Action", item, rng, rng.choice(["steps", "steps", "steps", "followup", "check"] if procedural else ["followup", "followup", "followup", "check"])))
+            wishes.append(tags.wish("Action", item, rng, rng.choice(["steps"] * 4 + ["followup", "check"] if procedural else ["followup"] * 5 + ["check"])))
         if chance(rng, 0.3):
             wishes.append(tags.wish("Content", item, rng, rng.choice(sorted(item.extras))))
         if tags.compatible(wishes):
