@@ -75,7 +75,14 @@ struct Tokens {
 }
 
 /// The line of a row that was kept. `model` names what wrote it.
-pub(crate) fn line(plan: &Plan, variant: Variant, model: &str, row: &Row, answers: &Answers, kept: &Kept) -> Line {
+pub(crate) fn line(
+    plan: &Plan,
+    variant: Variant,
+    model: &str,
+    row: &Row,
+    answers: &Answers,
+    kept: &Kept,
+) -> Line {
     let written = !kept.answers.is_empty();
     let seeds = Seeds {
         draft: kept.drafted.as_ref().map(|drafted| plan.seed(row, Phase::Draft, drafted.attempt)),
@@ -85,10 +92,17 @@ pub(crate) fn line(plan: &Plan, variant: Variant, model: &str, row: &Row, answer
         respond: (0..kept.answers.len()).map(|turn| plan.seed(row, Phase::Respond, turn)).collect(),
     };
     let tags = kept.drafted.iter().flat_map(|drafted| {
-        let used = Tag::CANONICAL.into_iter().filter(|tag| drafted.phrases.iter().any(|phrase| phrase.tag == *tag));
+        let used = Tag::CANONICAL
+            .into_iter()
+            .filter(|tag| drafted.phrases.iter().any(|phrase| phrase.tag == *tag));
         used.map(|tag| {
             let verdict = drafted.verdicts[&tag];
-            TagVerdict { tag, label: verdict.label, margin: verdict.margin, kept: drafted.kept_tags.contains(&tag) }
+            TagVerdict {
+                tag,
+                label: verdict.label,
+                margin: verdict.margin,
+                kept: drafted.kept_tags.contains(&tag),
+            }
         })
     });
     let originals = || row.turns.iter().map(|turn| turn.answer.clone());
@@ -100,7 +114,10 @@ pub(crate) fn line(plan: &Plan, variant: Variant, model: &str, row: &Row, answer
             source: row.source.clone(),
             line: row.line,
             tags: tags.collect(),
-            annotated: kept.drafted.as_ref().map(|drafted| drafted.annotated.trim().to_string()),
+            annotated: kept
+                .drafted
+                .as_ref()
+                .map(|drafted| drafted.annotated.trim().to_string()),
             original_answer: row.turns[0].answer.clone(),
             original_answers: (row.turns.len() > 1).then(|| originals().collect()),
             model: generated.then(|| model.to_string()),
@@ -113,7 +130,11 @@ pub(crate) fn line(plan: &Plan, variant: Variant, model: &str, row: &Row, answer
 
 fn messages(variant: Variant, row: &Row, kept: &Kept) -> Vec<Turn> {
     let mut turns = Vec::new();
-    let turn = |message: Message, weight| Turn { role: message.role, content: message.content, weight };
+    let turn = |message: Message, weight| Turn {
+        role: message.role,
+        content: message.content,
+        weight,
+    };
     for earlier in &row.history {
         let [question, answer] = spoken(earlier);
         turns.extend([turn(question, None), turn(answer, Some(0))]);
@@ -141,7 +162,10 @@ fn tokens(answers: &Answers, kept: &Kept) -> Tokens {
         *read += reply.prompt_tokens;
         *wrote += reply.reply_tokens;
     };
-    let attempts = kept.drafted.as_ref().map_or(0, |drafted| drafted.attempt + 1);
+    let attempts = kept
+        .drafted
+        .as_ref()
+        .map_or(0, |drafted| drafted.attempt + 1);
     for ((phase, attempt), answer) in answers {
         match (phase, answer) {
             (Phase::Draft, Answer::Reply(reply)) if *attempt < attempts => {
@@ -150,7 +174,9 @@ fn tokens(answers: &Answers, kept: &Kept) -> Tokens {
             (Phase::Verify, Answer::Reply(reply)) if attempts > 0 => {
                 add(&mut tokens.verify_prompt, &mut tokens.verify, reply);
             }
-            (Phase::Verify, Answer::Judged(judged)) if attempts > 0 => tokens.verify_prompt += judged.prompt_tokens,
+            (Phase::Verify, Answer::Judged(judged)) if attempts > 0 => {
+                tokens.verify_prompt += judged.prompt_tokens
+            }
             (Phase::Respond, Answer::Reply(reply)) if *attempt < kept.answers.len() => {
                 add(&mut tokens.respond_prompt, &mut tokens.respond, reply);
             }

@@ -25,7 +25,11 @@ pub fn filter(draft: &str, rules: TagRules) -> Filtered {
 
 /// The system message as a model reads it: tags gone, phrases joined by single spaces (paper Fig. 2).
 pub fn system_text(phrases: &[Phrase]) -> String {
-    phrases.iter().map(|phrase| phrase.text.as_str()).collect::<Vec<_>>().join(" ")
+    phrases
+        .iter()
+        .map(|phrase| phrase.text.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]
@@ -36,18 +40,37 @@ mod tests {
 
     #[test]
     fn phrases_come_out_in_the_canonical_order_and_equal_tags_keep_theirs() {
-        let draft: String = Tag::IN_PROMPTS.iter().map(|t| format!("<<{t}>>{t} one<</{t}>> <<{t}>>{t} two<</{t}>>")).collect();
-        let texts: Vec<String> = filter(&draft, TagRules::Strict).phrases.into_iter().map(|p| p.text).collect();
-        let expected: Vec<String> = ["Role", "Content", "Task", "Action", "Style", "Background", "Tool", "Format"]
+        let draft: String = Tag::IN_PROMPTS
             .iter()
-            .flat_map(|t| [format!("{t} one"), format!("{t} two")])
+            .map(|t| format!("<<{t}>>{t} one<</{t}>> <<{t}>>{t} two<</{t}>>"))
             .collect();
+        let texts: Vec<String> = filter(&draft, TagRules::Strict)
+            .phrases
+            .into_iter()
+            .map(|p| p.text)
+            .collect();
+        let expected: Vec<String> = [
+            "Role",
+            "Content",
+            "Task",
+            "Action",
+            "Style",
+            "Background",
+            "Tool",
+            "Format",
+        ]
+        .iter()
+        .flat_map(|t| [format!("{t} one"), format!("{t} two")])
+        .collect();
         assert_eq!(texts, expected);
     }
 
     #[test]
     fn the_system_text_has_no_tags() {
-        let filtered = filter("<<Task>>Add.<</Task>> hm <<Role>>You are a clerk.<</Role>>", TagRules::Strict);
+        let filtered = filter(
+            "<<Task>>Add.<</Task>> hm <<Role>>You are a clerk.<</Role>>",
+            TagRules::Strict,
+        );
         assert_eq!(system_text(&filtered.phrases), "You are a clerk. Add.");
         assert_eq!(filtered.rejects.len(), 1);
     }

@@ -78,8 +78,20 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
             match read {
                 Ok((own_id, messages, unanswered)) => {
                     counts.last_question_unanswered += usize::from(unanswered);
-                    let id = unique_id(&mut ids, [own_id, Some(place.clone()), Some(format!("{}:{}", path.display(), entry.line))]);
-                    records.push(Record { id, source: name.clone(), line: entry.line, messages });
+                    let id = unique_id(
+                        &mut ids,
+                        [
+                            own_id,
+                            Some(place.clone()),
+                            Some(format!("{}:{}", path.display(), entry.line)),
+                        ],
+                    );
+                    records.push(Record {
+                        id,
+                        source: name.clone(),
+                        line: entry.line,
+                        messages,
+                    });
                 }
                 Err(reason) if data.strict => bail!(
                     "{}:{}: {reason} (data.strict = true; set it to false to count such rows and go on)",
@@ -106,26 +118,50 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
 /// As `read_records`; and when no row is usable.
 pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
     let (mut records, mut counts) = read_records(data)?;
-    let files = || data.path.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let files = || {
+        data.path
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     if counts.found == 0 {
         bail!("data.path: {} holds no rows", files());
     }
     if records.is_empty() {
-        let reasons: Vec<String> =
-            counts.unreadable.iter().map(|(reason, places)| format!("{} × {reason}", places.count)).collect();
-        bail!("data.path: no row of {} can be used ({})", files(), reasons.join(", "));
+        let reasons: Vec<String> = counts
+            .unreadable
+            .iter()
+            .map(|(reason, places)| format!("{} × {reason}", places.count))
+            .collect();
+        bail!(
+            "data.path: no row of {} can be used ({})",
+            files(),
+            reasons.join(", ")
+        );
     }
     if data.existing_system == ExistingSystem::Skip {
         let before = records.len();
-        records.retain(|record| turns::rows_of(record, data.multi_turn, data.existing_system).is_ok_and(|rows| !rows.is_empty()));
+        records.retain(|record| {
+            turns::rows_of(record, data.multi_turn, data.existing_system)
+                .is_ok_and(|rows| !rows.is_empty())
+        });
         counts.with_system = before - records.len();
         if records.is_empty() {
-            bail!("data.existing_system = \"skip\" leaves no row of {}: all have a system message", files());
+            bail!(
+                "data.existing_system = \"skip\" leaves no row of {}: all have a system message",
+                files()
+            );
         }
     }
     if data.shuffle {
         // A key per row and not a permutation, so that more rows or a larger limit move nothing else.
-        records.sort_by_cached_key(|record| (seed_from(&[&seed.to_string(), "shuffle", &record.id]), record.id.clone()));
+        records.sort_by_cached_key(|record| {
+            (
+                seed_from(&[&seed.to_string(), "shuffle", &record.id]),
+                record.id.clone(),
+            )
+        });
     }
     if data.limit > 0 && records.len() > data.limit {
         counts.beyond_limit = records.len() - data.limit;
@@ -142,7 +178,10 @@ pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    path.file_name().map_or_else(
+        || path.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 fn own_id(row: &Value) -> Option<String> {

@@ -11,14 +11,16 @@ mod respond;
 pub mod tag;
 pub mod verify;
 
-pub mod generator;
-pub mod manifest;
 mod dataset;
+pub mod generator;
+mod local;
 mod log;
+pub mod manifest;
 mod pipeline;
 mod progress;
 mod prompt;
 mod steps;
 
+pub use local::{is_complete, run};
 pub use log::Phase;
 pub use pipeline::{ModelIdentity, Sample, Summary, dataset_path, is_complete_with, run_with};

@@ -74,12 +74,21 @@ pub(crate) fn data_key(config: &RunConfig) -> Result<Key> {
     key.insert("log format".to_string(), LOG_FORMAT.to_string());
     // Row ids hold file names and not folders, so a data set may move.
     for (i, path) in config.data.path.iter().enumerate() {
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let name = path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy();
         let hash = hash_file(path).context("data.path")?;
         key.insert(format!("data.path {} ({name})", i + 1), hash);
     }
-    key.insert("data.multi_turn".to_string(), setting(&config.data.multi_turn));
-    key.insert("data.existing_system".to_string(), setting(&config.data.existing_system));
+    key.insert(
+        "data.multi_turn".to_string(),
+        setting(&config.data.multi_turn),
+    );
+    key.insert(
+        "data.existing_system".to_string(),
+        setting(&config.data.existing_system),
+    );
     Ok(key)
 }
 
@@ -108,7 +117,9 @@ pub(crate) fn generate_key(seed: u64, generate: &GenerateSection, prompts: [&str
 
 fn setting<T: Serialize>(value: &T) -> String {
     let value = serde_json::to_value(value).expect("a config value is plain data");
-    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_string)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,7 +150,10 @@ impl Log {
                     let of_row = answers.entry(entry.row).or_default();
                     of_row.insert((entry.phase, entry.attempt), entry.answer);
                 }
-                _ => bail!("{} is not a log of this program; choose another output_dir", path.display()),
+                _ => bail!(
+                    "{} is not a log of this program; choose another output_dir",
+                    path.display()
+                ),
             }
         }
         match found {
@@ -172,7 +186,13 @@ fn refuse_other_key(path: &Path, old: &Key, new: &Key) -> Result<()> {
     let changes: Vec<String> = names
         .into_iter()
         .filter(|name| old.get(*name) != new.get(*name))
-        .map(|name| format!("{name} was {} and is {}", short(old.get(name)), short(new.get(name))))
+        .map(|name| {
+            format!(
+                "{name} was {} and is {}",
+                short(old.get(name)),
+                short(new.get(name))
+            )
+        })
         .collect();
     let folder = path.parent().unwrap_or(path);
     bail!(

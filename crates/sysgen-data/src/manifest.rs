@@ -129,7 +129,11 @@ impl Funnel {
 
 /// Two decimals, as the paper's table has them.
 fn percent(part: usize, whole: usize) -> f64 {
-    if whole == 0 { 0.0 } else { (part as f64 * 10_000.0 / whole as f64).round() / 100.0 }
+    if whole == 0 {
+        0.0
+    } else {
+        (part as f64 * 10_000.0 / whole as f64).round() / 100.0
+    }
 }
 
 impl fmt::Display for Funnel {
@@ -139,10 +143,20 @@ impl fmt::Display for Funnel {
         let mut line = |name: &str, rows: usize| writeln!(f, "  {name:<WIDTH$} {rows:>9}");
         line("rows in the files", read.found)?;
         for (reason, places) in &read.unreadable {
-            let more = if places.count > places.first.len() { ", …" } else { "" };
-            line(&format!("  - {reason} ({}{more})", places.first.join(", ")), places.count)?;
+            let more = if places.count > places.first.len() {
+                ", …"
+            } else {
+                ""
+            };
+            line(
+                &format!("  - {reason} ({}{more})", places.first.join(", ")),
+                places.count,
+            )?;
         }
-        for (name, rows) in [("  - has a system message", read.with_system), ("  - beyond data.limit", read.beyond_limit)] {
+        for (name, rows) in [
+            ("  - has a system message", read.with_system),
+            ("  - beyond data.limit", read.beyond_limit),
+        ] {
             if rows > 0 {
                 line(name, rows)?;
             }
@@ -151,12 +165,20 @@ impl fmt::Display for Funnel {
             line("conversations", read.used)?;
         }
         line("rows for the phases", read.rows)?;
-        for (name, phase) in [("draft, filter", &self.draft), ("verify", &self.verify), ("respond", &self.respond)] {
+        for (name, phase) in [
+            ("draft, filter", &self.draft),
+            ("verify", &self.verify),
+            ("respond", &self.respond),
+        ] {
             for (reason, rows) in &phase.dropped {
                 line(&format!("  - {name}: {reason}"), *rows)?;
             }
             line(&format!("after {name}"), phase.left)?;
         }
-        write!(f, "  {:<WIDTH$} {:>9}  ({:.2} %)", "kept", self.kept, self.kept_percent)
+        write!(
+            f,
+            "  {:<WIDTH$} {:>9}  ({:.2} %)",
+            "kept", self.kept, self.kept_percent
+        )
     }
 }

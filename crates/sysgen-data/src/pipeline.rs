@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::steps::{Plan, Step};
 
 /// Rows in flight per slot of the engine: enough that a slot which is free early finds another request.
-const ROWS_PER_SLOT: usize = 4;
+const ROWS_PER_SLOT: usize = 16;
 
 /// How many finished rows a summary shows.
 const SAMPLES: usize = 3;
@@ -84,8 +84,12 @@ pub(crate) fn needs_model(variant: Variant) -> bool {
 /// # Errors
 /// Source or prompt files that cannot be read.
 pub fn is_complete_with(config: &RunConfig, model: &ModelIdentity) -> Result<bool> {
-    let Some(generate) = &config.generate else { return Ok(false) };
-    let Some(manifest) = Manifest::read(&manifest_path(config)) else { return Ok(false) };
+    let Some(generate) = &config.generate else {
+        return Ok(false);
+    };
+    let Some(manifest) = Manifest::read(&manifest_path(config)) else {
+        return Ok(false);
+    };
     if manifest.selection != selection(config, generate) || !dataset_path(config).exists() {
         return Ok(false);
     }
@@ -113,7 +117,11 @@ pub fn run_with<'g>(
     let plan = Plan::new(config, generate)?;
     let Input { rows, counts } = input::read(&config.data, config.seed)?;
     let key = key(config, generate, &plan, model)?;
-    let mut session = Session { plan: &plan, answers: HashMap::new() };
+    let mut session = Session {
+        plan: &plan,
+        variant: generate.variant,
+        answers: HashMap::new(),
+    };
     let (mut tokens, mut seconds, mut interrupted) = (0, 0.0, false);
     if needs_model(generate.variant) {
         let log_path = directory.join("log.jsonl");
@@ -126,9 +134,11 @@ pub fn run_with<'g>(
                 tracing::info!("going on after {done} of {} rows", rows.len());
             }
             let mut generator = open()?;
-            let mut progress = Progress::new(rows.len(), done);
+            let expected = waiting.iter().map(|row| session.answers_to_come(row)).sum();
+            let mut progress = Progress::new(rows.len(), done, expected);
             for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {
-                let outcome = session.go_through(chunk, generator.as_mut(), &mut log, &mut progress);
+                let outcome =
+                    session.go_through(chunk, generator.as_mut(), &mut log, &mut progress);
                 log.sync()?;
                 outcome?;
                 if interrupt::requested() {
@@ -140,9 +150,19 @@ pub fn run_with<'g>(
         }
         interrupted = rows.iter().any(|row| session.is_waiting(row));
     }
-    let funnel = Funnel { read: counts, ..Funnel::default() };
+    let funnel = Funnel {
+        read: counts,
+        ..Funnel::default()
+    };
     let dataset = dataset_path(config);
-    let mut summary = Summary { dataset, funnel, samples: Vec::new(), interrupted, tokens, seconds };
+    let mut summary = Summary {
+        dataset,
+        funnel,
+        samples: Vec::new(),
+        interrupted,
+        tokens,
+        seconds,
+    };
     if interrupted {
         tracing::warn!("stopped; run the same command again to go on");
         return Ok(summary);
@@ -158,7 +178,9 @@ pub fn run_with<'g>(
     };
     // A manifest means "complete": the old one goes before the data set it describes does.
     remove_if_there(&manifest_path(config))?;
-    let lines = rows.iter().filter_map(|row| session.finish(row, generate.variant, model, &mut manifest, &mut summary.samples));
+    let lines = rows
+        .iter()
+        .filter_map(|row| session.finish(row, model, &mut manifest, &mut summary.samples));
     write_jsonl(&summary.dataset, lines)?;
     manifest.funnel.add_up();
     manifest.dataset_hash = hash_file(&summary.dataset)?;
@@ -166,7 +188,11 @@ pub fn run_with<'g>(
     write_timing(&directory, tokens, seconds)?;
     summary.funnel = manifest.funnel;
     if summary.funnel.kept == 0 {
-        bail!("no row is left, {} is empty:\n{}", summary.dataset.display(), summary.funnel);
+        bail!(
+            "no row is left, {} is empty:\n{}",
+            summary.dataset.display(),
+            summary.funnel
+        );
     }
     Ok(summary)
 }
@@ -185,11 +211,25 @@ fn selection(config: &RunConfig, generate: &GenerateSection) -> Selection {
     }
 }
 
-fn key(config: &RunConfig, generate: &GenerateSection, plan: &Plan, model: &ModelIdentity) -> Result<Key> {
+fn key(
+    config: &RunConfig,
+    generate: &GenerateSection,
+    plan: &Plan,
+    model: &ModelIdentity,
+) -> Result<Key> {
     let mut key = log::data_key(config)?;
     if needs_model(generate.variant) {
-        key.extend(log::generate_key(config.seed, generate, plan.prompt_hashes()));
-        key.extend(model.key.iter().map(|(name, value)| (name.clone(), value.clone())));
+        key.extend(log::generate_key(
+            config.seed,
+            generate,
+            plan.prompt_hashes(),
+        ));
+        key.extend(
+            model
+                .key
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
     }
     Ok(key)
 }
@@ -197,6 +237,7 @@ fn key(config: &RunConfig, generate: &GenerateSection, plan: &Plan, model: &Mode
 /// The answers so far, by row id.
 struct Session<'a> {
     plan: &'a Plan,
+    variant: Variant,
     answers: HashMap<String, Answers>,
 }
 
@@ -204,15 +245,34 @@ const NO_ANSWERS: &Answers = &Answers::new();
 
 impl Session<'_> {
     fn next(&self, row: &Row) -> Step {
-        self.plan.next(row, self.answers.get(&row.id).unwrap_or(NO_ANSWERS))
+        self.plan
+            .next(row, self.answers.get(&row.id).unwrap_or(NO_ANSWERS))
     }
 
     fn is_waiting(&self, row: &Row) -> bool {
         matches!(self.next(row), Step::Complete { .. } | Step::Choose(_))
     }
 
+    /// About how many answers a waiting row still needs: a draft, a judgement, and one per turn.
+    fn answers_to_come(&self, row: &Row) -> usize {
+        let turns = if self.variant == Variant::OriginalAnswer {
+            0
+        } else {
+            row.turns.len()
+        };
+        let system = if row.system.is_some() { 0 } else { 2 };
+        let had = self.answers.get(&row.id).map_or(0, Answers::len);
+        (system + turns).saturating_sub(had).max(1)
+    }
+
     /// Takes the rows of one chunk through all they need, wave by wave; stops early when interrupted.
-    fn go_through(&mut self, chunk: &[&Row], generator: &mut dyn Generator, log: &mut Log, progress: &mut Progress) -> Result<()> {
+    fn go_through(
+        &mut self,
+        chunk: &[&Row],
+        generator: &mut dyn Generator,
+        log: &mut Log,
+        progress: &mut Progress,
+    ) -> Result<()> {
         let mut waiting = chunk.to_vec();
         while !waiting.is_empty() && !interrupt::requested() {
             let mut writes: Vec<Place> = Vec::new();
@@ -221,12 +281,24 @@ impl Session<'_> {
             let mut judgements: Vec<Judgement> = Vec::new();
             for row in &waiting {
                 match self.next(row) {
-                    Step::Complete { phase, attempt, prompt } => {
-                        writes.push(Place { row: &row.id, phase, attempt });
+                    Step::Complete {
+                        phase,
+                        attempt,
+                        prompt,
+                    } => {
+                        writes.push(Place {
+                            row: &row.id,
+                            phase,
+                            attempt,
+                        });
                         prompts.push(prompt);
                     }
                     Step::Choose(judgement) => {
-                        choices.push(Place { row: &row.id, phase: Phase::Verify, attempt: 0 });
+                        choices.push(Place {
+                            row: &row.id,
+                            phase: Phase::Verify,
+                            attempt: 0,
+                        });
                         judgements.push(judgement);
                     }
                     Step::Dropped { .. } | Step::Kept(_) => {}
@@ -237,7 +309,7 @@ impl Session<'_> {
             let mut failure = None;
             let mut note = |place: &Place, answer: Answer, tokens: usize| {
                 heard += 1;
-                progress.tokens(tokens);
+                progress.answer(tokens);
                 let entry = place.entry(answer);
                 let of_row = self.answers.entry(entry.row.clone()).or_default();
                 of_row.insert((entry.phase, entry.attempt), entry.answer.clone());
@@ -245,7 +317,11 @@ impl Session<'_> {
                     failure = Some(error);
                     return ControlFlow::Break(());
                 }
-                if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if interrupt::requested() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             };
             if !prompts.is_empty() {
                 generator.complete(prompts, &mut |i, outcome| match outcome {
@@ -269,7 +345,9 @@ impl Session<'_> {
                 return Err(failure);
             }
             if heard < asked && !interrupt::requested() {
-                bail!("the engine answered {heard} of {asked} requests; this is a fault of the program");
+                bail!(
+                    "the engine answered {heard} of {asked} requests; this is a fault of the program"
+                );
             }
             let before = waiting.len();
             waiting.retain(|row| self.is_waiting(row));
@@ -279,9 +357,16 @@ impl Session<'_> {
     }
 
     /// The line of a finished row, counted in the manifest; none for a row that was left out.
-    fn finish(&self, row: &Row, variant: Variant, model: &ModelIdentity, manifest: &mut Manifest, samples: &mut Vec<Sample>) -> Option<dataset::Line> {
+    fn finish(
+        &self,
+        row: &Row,
+        model: &ModelIdentity,
+        manifest: &mut Manifest,
+        samples: &mut Vec<Sample>,
+    ) -> Option<dataset::Line> {
         let answers = self.answers.get(&row.id).unwrap_or(NO_ANSWERS);
-        self.plan.count_rejects(answers, &mut manifest.rejected_pieces);
+        self.plan
+            .count_rejects(answers, &mut manifest.rejected_pieces);
         count_tokens(answers, &mut manifest.tokens);
         let kept = match self.plan.next(row, answers) {
             Step::Kept(kept) => kept,
@@ -289,9 +374,11 @@ impl Session<'_> {
                 manifest.funnel.drop_row(phase, reason);
                 return None;
             }
-            Step::Complete { .. } | Step::Choose(_) => unreachable!("only finished runs are written"),
+            Step::Complete { .. } | Step::Choose(_) => {
+                unreachable!("only finished runs are written")
+            }
         };
-        let line = dataset::line(self.plan, variant, &model.name, row, answers, &kept);
+        let line = dataset::line(self.plan, self.variant, &model.name, row, answers, &kept);
         for verdict in &line.sysgen.tags {
             let counts: &mut TagCounts = manifest.tags.entry(verdict.tag).or_default();
             counts.drafted += 1;
@@ -321,7 +408,12 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn entry(&self, answer: Answer) -> Entry {
-        Entry { row: self.row.to_string(), phase: self.phase, attempt: self.attempt, answer }
+        Entry {
+            row: self.row.to_string(),
+            phase: self.phase,
+            attempt: self.attempt,
+            answer,
+        }
     }
 }
 
@@ -351,9 +443,15 @@ fn write_timing(directory: &Path, tokens: usize, seconds: f64) -> Result<()> {
     if tokens == 0 {
         return Ok(());
     }
-    let timing = Timing { tokens, seconds, tokens_per_second: tokens as f64 / seconds.max(1e-9) };
+    let timing = Timing {
+        tokens,
+        seconds,
+        tokens_per_second: tokens as f64 / seconds.max(1e-9),
+    };
     let text = serde_json::to_string_pretty(&timing).context("writing timing.json")?;
-    write_atomically(&directory.join("timing.json"), |file| writeln!(file, "{text}"))
+    write_atomically(&directory.join("timing.json"), |file| {
+        writeln!(file, "{text}")
+    })
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

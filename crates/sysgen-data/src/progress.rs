@@ -11,16 +11,17 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     rows: usize,
-    rows_before: usize,
     rows_done: usize,
+    answers: usize,
+    answers_expected: usize,
     tokens: usize,
     started: Instant,
     last_line: Instant,
 }
 
 impl Progress {
-    /// Of `rows` rows, `done` need nothing more.
-    pub(crate) fn new(rows: usize, done: usize) -> Progress {
+    /// Of `rows` rows, `done` need nothing more; the others need about `answers_expected` answers.
+    pub(crate) fn new(rows: usize, done: usize, answers_expected: usize) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len} rows  {msg}");
             let bar = ProgressBar::new(rows as u64);
@@ -29,11 +30,21 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Progress { bar, rows, rows_before: done, rows_done: done, tokens: 0, started: now, last_line: now }
+        Progress {
+            bar,
+            rows,
+            rows_done: done,
+            answers: 0,
+            answers_expected,
+            tokens: 0,
+            started: now,
+            last_line: now,
+        }
     }
 
-    /// `tokens` were read or written.
-    pub(crate) fn tokens(&mut self, tokens: usize) {
+    /// One more answer, for which `tokens` were read or written.
+    pub(crate) fn answer(&mut self, tokens: usize) {
+        self.answers += 1;
         self.tokens += tokens;
         self.show();
     }
@@ -68,11 +79,12 @@ impl Progress {
     fn message(&self) -> String {
         let seconds = self.started.elapsed().as_secs_f64().max(1e-3);
         let speed = format!("{:.0} tokens/s", self.tokens as f64 / seconds);
-        let done_now = self.rows_done - self.rows_before;
-        if done_now == 0 {
+        if self.answers == 0 || self.rows_done == self.rows {
             return speed;
         }
-        let left = seconds / done_now as f64 * (self.rows - self.rows_done) as f64;
+        // Retries make it a little more than expected, dropped rows a little less.
+        let to_come = self.answers_expected.saturating_sub(self.answers);
+        let left = seconds / self.answers as f64 * to_come as f64;
         format!("{speed}  {} left", duration(left))
     }
 }

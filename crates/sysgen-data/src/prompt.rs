@@ -26,19 +26,32 @@ impl PromptFile {
     ///
     /// # Errors
     /// A file that cannot be read, has an empty user part, or has none of the places in `needs`.
-    pub(crate) fn load(path: &Path, built_in: &str, needs: &[&str], key: &str) -> Result<PromptFile> {
+    pub(crate) fn load(
+        path: &Path,
+        built_in: &str,
+        needs: &[&str],
+        key: &str,
+    ) -> Result<PromptFile> {
         let text = if path.as_os_str().is_empty() {
             built_in.to_string()
         } else {
-            std::fs::read_to_string(path).with_context(|| format!("{key}: reading {}", path.display()))?
+            std::fs::read_to_string(path)
+                .with_context(|| format!("{key}: reading {}", path.display()))?
         };
         let prompt = PromptFile::parse(&text);
         if prompt.user.is_empty() {
-            bail!("{key}: {} has nothing after its line `{USER_MARK}`", path.display());
+            bail!(
+                "{key}: {} has nothing after its line `{USER_MARK}`",
+                path.display()
+            );
         }
         let has = |place: &&str| prompt.user.contains(*place) || prompt.system.contains(*place);
         if !needs.iter().any(|place| has(place)) {
-            bail!("{key}: {} has none of the places {}, so every row would get the same prompt", path.display(), needs.join(", "));
+            bail!(
+                "{key}: {} has none of the places {}, so every row would get the same prompt",
+                path.display(),
+                needs.join(", ")
+            );
         }
         Ok(prompt)
     }
@@ -58,7 +71,11 @@ impl PromptFile {
                 }
             }
         }
-        PromptFile { system: system.trim().to_string(), user: user.trim().to_string(), hash }
+        PromptFile {
+            system: system.trim().to_string(),
+            user: user.trim().to_string(),
+            hash,
+        }
     }
 
     /// The turns with every place filled in. A place that is not in `values` stays as it is: prompts
@@ -102,13 +119,24 @@ mod tests {
 
     #[test]
     fn values_are_not_filled_in_again_and_other_braces_stay() {
-        let prompt = PromptFile::parse("--- system ---\n{\"a\": {}}\n--- user ---\nQ: {question}\nA: {answer}\n");
+        let prompt = PromptFile::parse(
+            "--- system ---\n{\"a\": {}}\n--- user ---\nQ: {question}\nA: {answer}\n",
+        );
         let messages = prompt.fill(&[("{question}", "what is {answer}?"), ("{answer}", "42")]);
-        assert_eq!(messages, [Message::system("{\"a\": {}}"), Message::user("Q: what is {answer}?\nA: 42")]);
+        assert_eq!(
+            messages,
+            [
+                Message::system("{\"a\": {}}"),
+                Message::user("Q: what is {answer}?\nA: 42")
+            ]
+        );
     }
 
     #[test]
     fn a_file_without_parts_is_the_users_turn() {
-        assert_eq!(PromptFile::parse("Say {question}").fill(&[("{question}", "hi")]), [Message::user("Say hi")]);
+        assert_eq!(
+            PromptFile::parse("Say {question}").fill(&[("{question}", "hi")]),
+            [Message::user("Say hi")]
+        );
     }
 }

@@ -19,5 +19,8 @@ pub(crate) fn prompt(system: &str, row: &Row, answers: &[&str]) -> Vec<Message> 
 
 /// Both messages of a turn of the source data.
 pub(crate) fn spoken(turn: &Turn) -> [Message; 2] {
-    [Message::user(&turn.question), Message::assistant(&turn.answer)]
+    [
+        Message::user(&turn.question),
+        Message::assistant(&turn.answer),
+    ]
 }

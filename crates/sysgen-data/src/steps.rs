@@ -28,7 +28,11 @@ pub(crate) struct Plan {
 /// What happens to a row next.
 pub(crate) enum Step {
     /// The model writes.
-    Complete { phase: Phase, attempt: usize, prompt: Prompt },
+    Complete {
+        phase: Phase,
+        attempt: usize,
+        prompt: Prompt,
+    },
     /// The model chooses labels.
     Choose(Judgement),
     /// It is left out.
@@ -85,7 +89,12 @@ impl Plan {
     /// The seed of one request. 53 bits, because the data set names it and many JSON readers hold
     /// numbers as doubles.
     pub(crate) fn seed(&self, row: &Row, phase: Phase, attempt: usize) -> u64 {
-        seed_from(&[&self.seed.to_string(), &row.id, phase.name(), &attempt.to_string()]) >> 11
+        seed_from(&[
+            &self.seed.to_string(),
+            &row.id,
+            phase.name(),
+            &attempt.to_string(),
+        ]) >> 11
     }
 
     /// blake3 of the row's draft prompt as JSON.
@@ -98,12 +107,18 @@ impl Plan {
     pub(crate) fn next(&self, row: &Row, answers: &Answers) -> Step {
         match self.generate.variant {
             Variant::NoSystem => {
-                return Step::Kept(Box::new(Kept { system: row.system.clone(), ..Kept::default() }));
+                return Step::Kept(Box::new(Kept {
+                    system: row.system.clone(),
+                    ..Kept::default()
+                }));
             }
             Variant::CommonSystem => {
                 let common = self.generate.common_system_message.clone();
                 let system = row.system.clone().unwrap_or(common);
-                return Step::Kept(Box::new(Kept { system: Some(system), ..Kept::default() }));
+                return Step::Kept(Box::new(Kept {
+                    system: Some(system),
+                    ..Kept::default()
+                }));
             }
             Variant::Sysgen | Variant::OriginalAnswer | Variant::SystemInUser => {}
         }
@@ -121,7 +136,12 @@ impl Plan {
                     Some(Answer::Reply(reply)) => reply,
                     Some(Answer::TooLong(_)) => return dropped(Phase::Respond, TOO_LONG),
                     Some(Answer::Judged(_)) | None => {
-                        return self.complete(row, Phase::Respond, turn, respond::prompt(&system, row, &written));
+                        return self.complete(
+                            row,
+                            Phase::Respond,
+                            turn,
+                            respond::prompt(&system, row, &written),
+                        );
                     }
                 };
                 if !reply.finished {
@@ -134,7 +154,11 @@ impl Plan {
             }
         }
         let answers = written.into_iter().map(str::to_string).collect();
-        Step::Kept(Box::new(Kept { system: Some(system), drafted, answers }))
+        Step::Kept(Box::new(Kept {
+            system: Some(system),
+            drafted,
+            answers,
+        }))
     }
 
     /// Phases 1 to 3; `Err` is the step that is still needed, or the drop.
@@ -151,7 +175,12 @@ impl Plan {
             };
             let phrases = filter(&reply.text, self.generate.tags).phrases;
             if !phrases.is_empty() {
-                drafted = Some(Drafted { attempt, annotated: reply.text.clone(), phrases, ..Drafted::default() });
+                drafted = Some(Drafted {
+                    attempt,
+                    annotated: reply.text.clone(),
+                    phrases,
+                    ..Drafted::default()
+                });
                 break;
             }
         }
@@ -178,27 +207,73 @@ impl Plan {
 
     fn judge(&self, row: &Row, drafted: &Drafted) -> Step {
         let turn = row.turns.last().expect("a row has at least one turn");
-        let prompt = verify::prompt(&self.verify_prompt, &drafted.phrases, &drafted.annotated, &turn.question, &turn.answer);
+        let prompt = verify::prompt(
+            &self.verify_prompt,
+            &drafted.phrases,
+            &drafted.annotated,
+            &turn.question,
+            &turn.answer,
+        );
         match self.generate.verify.method {
-            VerifyMethod::Score => Step::Choose(Judgement { messages: prompt, steps: verify::label_steps() }),
+            VerifyMethod::Score => Step::Choose(Judgement {
+                messages: prompt,
+                steps: verify::label_steps(),
+            }),
             VerifyMethod::Generate => self.complete(row, Phase::Verify, 0, prompt),
         }
     }
 
     fn complete(&self, row: &Row, phase: Phase, attempt: usize, messages: Vec<Message>) -> Step {
-        let GenerateSection { draft, verify, respond, .. } = &self.generate;
+        let GenerateSection {
+            draft,
+            verify,
+            respond,
+            ..
+        } = &self.generate;
         let (temperature, top_p, top_k, max_tokens) = match phase {
-            Phase::Draft => (draft.temperature, draft.top_p, draft.top_k, draft.max_tokens),
-            Phase::Verify => (verify.temperature, verify.top_p, verify.top_k, verify.max_tokens),
-            Phase::Respond => (respond.temperature, respond.top_p, respond.top_k, respond.max_tokens),
+            Phase::Draft => (
+                draft.temperature,
+                draft.top_p,
+                draft.top_k,
+                draft.max_tokens,
+            ),
+            Phase::Verify => (
+                verify.temperature,
+                verify.top_p,
+                verify.top_k,
+                verify.max_tokens,
+            ),
+            Phase::Respond => (
+                respond.temperature,
+                respond.top_p,
+                respond.top_k,
+                respond.max_tokens,
+            ),
         };
-        let sampling = Sampling { temperature, top_p, top_k, max_tokens };
-        let prompt = Prompt { messages, sampling, seed: self.seed(row, phase, attempt) };
-        Step::Complete { phase, attempt, prompt }
+        let sampling = Sampling {
+            temperature,
+            top_p,
+            top_k,
+            max_tokens,
+        };
+        let prompt = Prompt {
+            messages,
+            sampling,
+            seed: self.seed(row, phase, attempt),
+        };
+        Step::Complete {
+            phase,
+            attempt,
+            prompt,
+        }
     }
 
     /// Rejected pieces of all drafts of a row, counted by reason.
-    pub(crate) fn count_rejects(&self, answers: &Answers, counts: &mut BTreeMap<RejectReason, usize>) {
+    pub(crate) fn count_rejects(
+        &self,
+        answers: &Answers,
+        counts: &mut BTreeMap<RejectReason, usize>,
+    ) {
         for reply in replies(answers, Phase::Draft) {
             for reject in filter(&reply.text, self.generate.tags).rejects {
                 *counts.entry(reject.reason).or_default() += 1;
@@ -209,18 +284,25 @@ impl Plan {
 
 impl Drafted {
     fn system_text(&self) -> String {
-        let kept: Vec<Phrase> =
-            self.phrases.iter().filter(|phrase| self.kept_tags.contains(&phrase.tag)).cloned().collect();
+        let kept: Vec<Phrase> = self
+            .phrases
+            .iter()
+            .filter(|phrase| self.kept_tags.contains(&phrase.tag))
+            .cloned()
+            .collect();
         system_text(&kept)
     }
 }
 
 /// What the model wrote for a row in one phase.
 pub(crate) fn replies(answers: &Answers, phase: Phase) -> impl Iterator<Item = &Reply> {
-    answers.iter().filter(move |((of, _), _)| *of == phase).filter_map(|(_, answer)| match answer {
-        Answer::Reply(reply) => Some(reply),
-        Answer::Judged(_) | Answer::TooLong(_) => None,
-    })
+    answers
+        .iter()
+        .filter(move |((of, _), _)| *of == phase)
+        .filter_map(|(_, answer)| match answer {
+            Answer::Reply(reply) => Some(reply),
+            Answer::Judged(_) | Answer::TooLong(_) => None,
+        })
 }
 
 fn dropped(phase: Phase, reason: &'static str) -> Step {

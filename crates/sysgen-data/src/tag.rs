@@ -77,7 +77,9 @@ impl Tag {
         Tag::CANONICAL.into_iter().find(|tag| {
             let singular = tag.name();
             name.eq_ignore_ascii_case(singular)
-                || name.strip_suffix(['s', 'S']).is_some_and(|name| name.eq_ignore_ascii_case(singular))
+                || name
+                    .strip_suffix(['s', 'S'])
+                    .is_some_and(|name| name.eq_ignore_ascii_case(singular))
         })
     }
 }
@@ -134,7 +136,12 @@ pub struct Reject {
 pub fn parse(text: &str, rules: TagRules) -> (Vec<Phrase>, Vec<Reject>) {
     let mut phrases = Vec::new();
     let mut rejects = Vec::new();
-    let mut reject = |reason, text: &str| rejects.push(Reject { reason, text: text.trim().to_string() });
+    let mut reject = |reason, text: &str| {
+        rejects.push(Reject {
+            reason,
+            text: text.trim().to_string(),
+        })
+    };
     // The tag that waits for its end, and where its text starts.
     let mut open: Option<(Tag, usize)> = None;
     let mut untagged_from = 0;
@@ -163,7 +170,10 @@ pub fn parse(text: &str, rules: TagRules) -> (Vec<Phrase>, Vec<Reject>) {
             if inside.is_empty() {
                 reject(RejectReason::Empty, &text[mark.start..mark.end]);
             } else {
-                phrases.push(Phrase { tag, text: inside.to_string() });
+                phrases.push(Phrase {
+                    tag,
+                    text: inside.to_string(),
+                });
             }
         } else if closes {
             reject(RejectReason::Mismatched, inside);
@@ -192,7 +202,14 @@ fn reject_outside(text: &str, reject: &mut impl FnMut(RejectReason, &str)) {
         return;
     }
     let unknown = has_unknown_tag(text);
-    reject(if unknown { RejectReason::UnknownTag } else { RejectReason::Untagged }, text);
+    reject(
+        if unknown {
+            RejectReason::UnknownTag
+        } else {
+            RejectReason::Untagged
+        },
+        text,
+    );
 }
 
 /// `<<Example>>`, `<<Conversational History>>`: words in tag brackets. Outside phrases only, and only
@@ -203,7 +220,9 @@ fn has_unknown_tag(text: &str) -> bool {
         name.find(">>").is_some_and(|end| {
             let name = &name[..end];
             name.starts_with(|c: char| c.is_alphabetic())
-                && name.chars().all(|c| c.is_alphanumeric() || c == ' ' || c == '_' || c == '-')
+                && name
+                    .chars()
+                    .all(|c| c.is_alphanumeric() || c == ' ' || c == '_' || c == '-')
         })
     })
 }
@@ -225,8 +244,12 @@ struct Mark {
 
 /// The next tag at or after byte `from`.
 fn next_mark(text: &str, from: usize, rules: TagRules) -> Option<Mark> {
-    let starts = text[from..].char_indices().filter(|(_, c)| *c == '<' || *c == '«');
-    starts.map(|(at, _)| from + at).find_map(|start| mark_at(text, start, rules))
+    let starts = text[from..]
+        .char_indices()
+        .filter(|(_, c)| *c == '<' || *c == '«');
+    starts
+        .map(|(at, _)| from + at)
+        .find_map(|start| mark_at(text, start, rules))
 }
 
 fn mark_at(text: &str, start: usize, rules: TagRules) -> Option<Mark> {
@@ -235,7 +258,9 @@ fn mark_at(text: &str, start: usize, rules: TagRules) -> Option<Mark> {
         TagRules::Strict => &[("<<", ">>")],
         TagRules::Lenient => &[("<<", ">>"), ("«", "»"), ("<", ">")],
     };
-    let (opening, closing) = brackets.iter().find(|(opening, _)| rest.starts_with(opening))?;
+    let (opening, closing) = brackets
+        .iter()
+        .find(|(opening, _)| rest.starts_with(opening))?;
     let body = &rest[opening.len()..];
     let length = body.find(closing)?;
     let body = &body[..length];
@@ -244,17 +269,35 @@ fn mark_at(text: &str, start: usize, rules: TagRules) -> Option<Mark> {
     let slashes = &body[..body.len() - name.len()];
     let closes = slashes.contains(['/', '\\']);
     let exact = Tag::named(name).filter(|_| slashes.is_empty() || slashes == "/");
-    let kind = if closes { MarkKind::Close } else { MarkKind::Open };
+    let kind = if closes {
+        MarkKind::Close
+    } else {
+        MarkKind::Open
+    };
     if let Some(tag) = exact {
-        return Some(Mark { start, end, tag, kind });
+        return Some(Mark {
+            start,
+            end,
+            tag,
+            kind,
+        });
     }
     // `<style>` and `<content>` are HTML; in single brackets only `<Style>` is one of ours.
     if *opening == "<" && !name.starts_with(|c: char| c.is_ascii_uppercase()) {
         return None;
     }
     let tag = Tag::named_loosely(name)?;
-    let kind = if rules == TagRules::Strict { MarkKind::Malformed } else { kind };
-    Some(Mark { start, end, tag, kind })
+    let kind = if rules == TagRules::Strict {
+        MarkKind::Malformed
+    } else {
+        kind
+    };
+    Some(Mark {
+        start,
+        end,
+        tag,
+        kind,
+    })
 }
 
 #[cfg(test)]
@@ -265,53 +308,127 @@ mod tests {
     use TagRules::{Lenient, Strict};
 
     #[track_caller]
-    fn check(rules: TagRules, text: &str, phrases: &[(Tag, &str)], rejects: &[(RejectReason, &str)]) {
+    fn check(
+        rules: TagRules,
+        text: &str,
+        phrases: &[(Tag, &str)],
+        rejects: &[(RejectReason, &str)],
+    ) {
         let (found, rejected) = parse(text, rules);
         let found: Vec<_> = found.iter().map(|p| (p.tag, p.text.as_str())).collect();
-        let rejected: Vec<_> = rejected.iter().map(|r| (r.reason, r.text.as_str())).collect();
-        assert_eq!((found.as_slice(), rejected.as_slice()), (phrases, rejects), "{text}");
+        let rejected: Vec<_> = rejected
+            .iter()
+            .map(|r| (r.reason, r.text.as_str()))
+            .collect();
+        assert_eq!(
+            (found.as_slice(), rejected.as_slice()),
+            (phrases, rejects),
+            "{text}"
+        );
     }
 
     #[test]
     fn matching_pairs_are_phrases() {
-        check(Strict, "<<Role>>You are a judge.<</Role>>\n<<Task>> Rule. <</Task>>", &[(Tag::Role, "You are a judge."), (Tag::Task, "Rule.")], &[]);
+        check(
+            Strict,
+            "<<Role>>You are a judge.<</Role>>\n<<Task>> Rule. <</Task>>",
+            &[(Tag::Role, "You are a judge."), (Tag::Task, "Rule.")],
+            &[],
+        );
     }
 
     #[test]
     fn a_tag_may_occur_twice() {
-        check(Strict, "<<Task>>a<</Task>><<Task>>b<</Task>>", &[(Tag::Task, "a"), (Tag::Task, "b")], &[]);
+        check(
+            Strict,
+            "<<Task>>a<</Task>><<Task>>b<</Task>>",
+            &[(Tag::Task, "a"), (Tag::Task, "b")],
+            &[],
+        );
     }
 
     #[test]
     fn sums_and_streams_are_text() {
-        check(Strict, "<<Task>>Show 48/2=<<48/2=24>>24 and cout << x << endl;<</Task>>", &[(Tag::Task, "Show 48/2=<<48/2=24>>24 and cout << x << endl;")], &[]);
-        check(Strict, "<<48/2=24>>24 if (a<b) cout << x;", &[], &[(Untagged, "<<48/2=24>>24 if (a<b) cout << x;")]);
-        check(Lenient, "<style>p</style> vector<int> a<<b>>c", &[], &[(Untagged, "<style>p</style> vector<int> a<<b>>c")].map(|(_, t)| (UnknownTag, t)));
+        check(
+            Strict,
+            "<<Task>>Show 48/2=<<48/2=24>>24 and cout << x << endl;<</Task>>",
+            &[(Tag::Task, "Show 48/2=<<48/2=24>>24 and cout << x << endl;")],
+            &[],
+        );
+        check(
+            Strict,
+            "<<48/2=24>>24 if (a<b) cout << x;",
+            &[],
+            &[(Untagged, "<<48/2=24>>24 if (a<b) cout << x;")],
+        );
+        check(
+            Lenient,
+            "<style>p</style> vector<int> a<<b>>c",
+            &[],
+            &[(Untagged, "<style>p</style> vector<int> a<<b>>c")].map(|(_, t)| (UnknownTag, t)),
+        );
     }
 
     #[test]
     fn text_outside_tags_is_rejected() {
-        check(Strict, "Sure! <<Role>>a<</Role>> Done.", &[(Tag::Role, "a")], &[(Untagged, "Sure!"), (Untagged, "Done.")]);
+        check(
+            Strict,
+            "Sure! <<Role>>a<</Role>> Done.",
+            &[(Tag::Role, "a")],
+            &[(Untagged, "Sure!"), (Untagged, "Done.")],
+        );
     }
 
     #[test]
     fn tags_outside_the_eight_are_rejected_with_their_text() {
-        check(Strict, "<<Example>>x<</Example>><<Role>>a<</Role>>", &[(Tag::Role, "a")], &[(UnknownTag, "<<Example>>x<</Example>>")]);
+        check(
+            Strict,
+            "<<Example>>x<</Example>><<Role>>a<</Role>>",
+            &[(Tag::Role, "a")],
+            &[(UnknownTag, "<<Example>>x<</Example>>")],
+        );
     }
 
     #[test]
     fn boundaries_must_match() {
-        check(Strict, "<<Task>>a<</Format>> <<Role>>b<</Role>>", &[(Tag::Role, "b")], &[(Mismatched, "a")]);
-        check(Strict, "<<Task>>a<<Format>>b<</Format>>", &[(Tag::Format, "b")], &[(Unclosed, "a")]);
+        check(
+            Strict,
+            "<<Task>>a<</Format>> <<Role>>b<</Role>>",
+            &[(Tag::Role, "b")],
+            &[(Mismatched, "a")],
+        );
+        check(
+            Strict,
+            "<<Task>>a<<Format>>b<</Format>>",
+            &[(Tag::Format, "b")],
+            &[(Unclosed, "a")],
+        );
         check(Strict, "<<Format>>a", &[], &[(Unclosed, "a")]);
-        check(Strict, "<</Format>>a", &[], &[(StrayClose, "<</Format>>"), (Untagged, "a")]);
+        check(
+            Strict,
+            "<</Format>>a",
+            &[],
+            &[(StrayClose, "<</Format>>"), (Untagged, "a")],
+        );
         check(Strict, "<<Role>> <</Role>>", &[], &[(Empty, "<</Role>>")]);
-        check(Strict, "<<Role>>a<<//Role>>b<</Role>>", &[], &[(Malformed, "a"), (Untagged, "b"), (StrayClose, "<</Role>>")]);
+        check(
+            Strict,
+            "<<Role>>a<<//Role>>b<</Role>>",
+            &[],
+            &[(Malformed, "a"), (Untagged, "b"), (StrayClose, "<</Role>>")],
+        );
     }
 
     #[test]
     fn strict_refuses_what_lenient_reads() {
-        for text in ["<<Role>>a<<Role>>", "«Role»a«/Role»", "<Role>a</Role>", "<<role>>a<</ROLE>>", "<<Roles>>a<</ Role >>", "<<Role>>a<<//Role>>"] {
+        for text in [
+            "<<Role>>a<<Role>>",
+            "«Role»a«/Role»",
+            "<Role>a</Role>",
+            "<<role>>a<</ROLE>>",
+            "<<Roles>>a<</ Role >>",
+            "<<Role>>a<<//Role>>",
+        ] {
             assert_eq!(parse(text, Strict).0, [], "{text}");
             check(Lenient, text, &[(Tag::Role, "a")], &[]);
         }
@@ -330,14 +447,39 @@ mod tests {
             ];
             (0..8usize, text).prop_filter_map("a phrase holds text and no tag", |(tag, text)| {
                 let text = text.trim().to_string();
-                let bare = !text.is_empty() && next_mark(&format!("{text}<</Role>>"), 0, Strict)?.start == text.len();
-                bare.then(|| Phrase { tag: Tag::CANONICAL[tag], text })
+                let bare = !text.is_empty()
+                    && next_mark(&format!("{text}<</Role>>"), 0, Strict)?.start == text.len();
+                bare.then(|| Phrase {
+                    tag: Tag::CANONICAL[tag],
+                    text,
+                })
             })
         }
 
         /// Text that is dense in almost-tags.
         fn noise() -> impl Strategy<Value = String> {
-            let pieces = prop::sample::select(vec!["<<", ">>", "<", ">", "«", "»", "/", "\\", " ", "Role", "tasks", "Style", "é", "값", "\n", "x", "<<Role>>", "<</Role>>", "<</Task>>", "<<Example>>"]);
+            let pieces = prop::sample::select(vec![
+                "<<",
+                ">>",
+                "<",
+                ">",
+                "«",
+                "»",
+                "/",
+                "\\",
+                " ",
+                "Role",
+                "tasks",
+                "Style",
+                "é",
+                "값",
+                "\n",
+                "x",
+                "<<Role>>",
+                "<</Role>>",
+                "<</Task>>",
+                "<<Example>>",
+            ]);
             prop::collection::vec(pieces, 0..30).prop_map(|pieces| pieces.concat())
         }
 

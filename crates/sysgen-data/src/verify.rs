@@ -42,7 +42,12 @@ pub struct Verdict {
 /// The verify prompt: the file at `path`, or the built-in one when `path` is empty. Places:
 /// `{filtered}` is the outcome of phase 2 with its tags, `{annotated}` the draft as it was written.
 pub(crate) fn prompt_file(path: &Path) -> Result<PromptFile> {
-    PromptFile::load(path, BUILT_IN, &["{filtered}", "{annotated}"], "generate.verify_prompt")
+    PromptFile::load(
+        path,
+        BUILT_IN,
+        &["{filtered}", "{annotated}"],
+        "generate.verify_prompt",
+    )
 }
 
 /// The prompt for one draft. `question` and `answer` may be used by prompts of one's own.
@@ -68,18 +73,31 @@ pub(crate) fn label_steps() -> Vec<LabelStep> {
     Tag::IN_PROMPTS
         .iter()
         .enumerate()
-        .map(|(i, tag)| LabelStep { forced: line(i, tag), labels: labels.to_vec() })
+        .map(|(i, tag)| LabelStep {
+            forced: line(i, tag),
+            labels: labels.to_vec(),
+        })
         .collect()
 }
 
 /// Verdicts from the eight scores of `label_steps`.
 pub(crate) fn from_scores(scores: &[Scores]) -> BTreeMap<Tag, Verdict> {
-    Tag::IN_PROMPTS.iter().zip(scores).map(|(tag, scores)| {
-        let [good, bad, none] = scores.log_probabilities[..] else {
-            unreachable!("label_steps offers three labels")
-        };
-        (*tag, Verdict { label: LABELS[scores.best], margin: Some(good - bad.max(none)) })
-    }).collect()
+    Tag::IN_PROMPTS
+        .iter()
+        .zip(scores)
+        .map(|(tag, scores)| {
+            let [good, bad, none] = scores.log_probabilities[..] else {
+                unreachable!("label_steps offers three labels")
+            };
+            (
+                *tag,
+                Verdict {
+                    label: LABELS[scores.best],
+                    margin: Some(good - bad.max(none)),
+                },
+            )
+        })
+        .collect()
 }
 
 /// Verdicts from eight written lines; a tag without a readable line is `Unread`, and of two lines the
@@ -87,17 +105,29 @@ pub(crate) fn from_scores(scores: &[Scores]) -> BTreeMap<Tag, Verdict> {
 pub(crate) fn from_text(text: &str) -> BTreeMap<Tag, Verdict> {
     let mut verdicts = BTreeMap::new();
     for line in text.lines() {
-        let Some((name, label)) = line.rsplit_once(':') else { continue };
+        let Some((name, label)) = line.rsplit_once(':') else {
+            continue;
+        };
         let name = name.trim_matches(|c: char| !c.is_alphabetic());
         let label = label.trim_matches(|c: char| !c.is_alphabetic());
-        let tag = Tag::CANONICAL.into_iter().find(|tag| tag.name().eq_ignore_ascii_case(name));
-        let label = LABELS.into_iter().find(|known| format!("{known:?}").eq_ignore_ascii_case(label));
+        let tag = Tag::CANONICAL
+            .into_iter()
+            .find(|tag| tag.name().eq_ignore_ascii_case(name));
+        let label = LABELS
+            .into_iter()
+            .find(|known| format!("{known:?}").eq_ignore_ascii_case(label));
         if let (Some(tag), Some(label)) = (tag, label) {
-            verdicts.entry(tag).or_insert(Verdict { label, margin: None });
+            verdicts.entry(tag).or_insert(Verdict {
+                label,
+                margin: None,
+            });
         }
     }
     for tag in Tag::CANONICAL {
-        verdicts.entry(tag).or_insert(Verdict { label: Label::Unread, margin: None });
+        verdicts.entry(tag).or_insert(Verdict {
+            label: Label::Unread,
+            margin: None,
+        });
     }
     verdicts
 }
@@ -119,24 +149,53 @@ mod tests {
 
     #[test]
     fn the_built_in_example_is_readable_in_the_papers_order() {
-        let shown = &BUILT_IN[BUILT_IN.find("## [Example").unwrap()..BUILT_IN.find("Write these").unwrap()];
-        let order: Vec<&str> = shown.lines().filter_map(|line| line.strip_prefix("<<")?.split_once(">>")).map(|(name, _)| name).collect();
-        assert_eq!(order, ["Task", "Tool", "Style", "Action", "Content", "Background", "Role", "Format"]);
+        let shown =
+            &BUILT_IN[BUILT_IN.find("## [Example").unwrap()..BUILT_IN.find("Write these").unwrap()];
+        let order: Vec<&str> = shown
+            .lines()
+            .filter_map(|line| line.strip_prefix("<<")?.split_once(">>"))
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(
+            order,
+            [
+                "Task",
+                "Tool",
+                "Style",
+                "Action",
+                "Content",
+                "Background",
+                "Role",
+                "Format"
+            ]
+        );
         let verdicts = from_text(shown);
         assert_eq!(verdicts[&Tag::Action].label, Label::Bad);
-        assert!(verdicts.values().all(|verdict| verdict.label != Label::Unread));
+        assert!(
+            verdicts
+                .values()
+                .all(|verdict| verdict.label != Label::Unread)
+        );
     }
 
     #[test]
     fn forced_lines_and_labels_are_the_written_format() {
-        let written: String = label_steps().iter().map(|step| format!("{}{}", step.forced, step.labels[0])).collect();
+        let written: String = label_steps()
+            .iter()
+            .map(|step| format!("{}{}", step.forced, step.labels[0]))
+            .collect();
         assert!(written.starts_with("<<Task>>: Good\n<<Tool>>: Good\n"));
-        assert!(from_text(&written).values().all(|verdict| verdict.label == Label::Good));
+        assert!(
+            from_text(&written)
+                .values()
+                .all(|verdict| verdict.label == Label::Good)
+        );
     }
 
     #[test]
     fn an_unreadable_line_keeps_its_phrases() {
-        let verdicts = from_text("<<Task>>: Good\n<<Style>>: perhaps\n**Role**: bad.\n<<Task>>: Bad");
+        let verdicts =
+            from_text("<<Task>>: Good\n<<Style>>: perhaps\n**Role**: bad.\n<<Task>>: Bad");
         assert_eq!(verdicts[&Tag::Task].label, Label::Good);
         assert_eq!(verdicts[&Tag::Style].label, Label::Unread);
         assert_eq!(verdicts[&Tag::Role].label, Label::Bad);
@@ -145,8 +204,17 @@ mod tests {
 
     #[test]
     fn the_threshold_moves_the_margin() {
-        let verdict = Verdict { label: Label::Good, margin: Some(0.5) };
+        let verdict = Verdict {
+            label: Label::Good,
+            margin: Some(0.5),
+        };
         assert!(keeps(&verdict, 0.5) && !keeps(&verdict, 0.6));
-        assert!(keeps(&Verdict { label: Label::Bad, margin: Some(-0.5) }, -1.0));
+        assert!(keeps(
+            &Verdict {
+                label: Label::Bad,
+                margin: Some(-0.5)
+            },
+            -1.0
+        ));
     }
 }

@@ -41,8 +41,13 @@ pub(crate) fn for_each_entry(
             let reader = skip_byte_order_mark(open_text(path)?).with_context(reading)?;
             let mut deserializer = serde_json::Deserializer::from_reader(reader);
             let mut failure = None;
-            let entries = Entries { visit, failure: &mut failure };
-            let outcome = entries.deserialize(&mut deserializer).and_then(|()| deserializer.end());
+            let entries = Entries {
+                visit,
+                failure: &mut failure,
+            };
+            let outcome = entries
+                .deserialize(&mut deserializer)
+                .and_then(|()| deserializer.end());
             if let Some(failure) = failure {
                 return Err(failure);
             }
@@ -66,7 +71,10 @@ fn container_of(path: &Path) -> Result<Container> {
     let mut reader = skip_byte_order_mark(open_text(path)?).with_context(reading)?;
     let magic = reader.fill_buf().with_context(reading)?;
     if magic.starts_with(b"PAR1") {
-        bail!("{} is a parquet file, which is not read; convert it to JSON lines", path.display());
+        bail!(
+            "{} is a parquet file, which is not read; convert it to JSON lines",
+            path.display()
+        );
     }
     let Some(first) = next_line(&mut reader).with_context(reading)? else {
         return Ok(Container::Empty);
@@ -112,7 +120,11 @@ fn for_each_line(
             Ok(text) => serde_json::from_str(text).map_err(|_| "not valid JSON".to_string()),
             Err(_) => Err("not valid UTF-8".to_string()),
         };
-        visit(Entry { line, key: None, value })?;
+        visit(Entry {
+            line,
+            key: None,
+            value,
+        })?;
     }
 }
 
@@ -176,7 +188,11 @@ impl<'de> Visitor<'de> for Entries<'_> {
         let mut line = 0;
         while let Some(value) = array.next_element::<Value>()? {
             line += 1;
-            self.hand_on(Entry { line, key: None, value: Ok(value) })?;
+            self.hand_on(Entry {
+                line,
+                key: None,
+                value: Ok(value),
+            })?;
         }
         Ok(())
     }
@@ -189,10 +205,18 @@ impl<'de> Visitor<'de> for Entries<'_> {
         // A single pretty-printed row is an object, too, but not one of objects.
         if !entries.iter().all(|(_, value)| value.is_object()) {
             let row = Value::Object(entries.into_iter().collect());
-            return self.hand_on(Entry { line: 1, key: None, value: Ok(row) });
+            return self.hand_on(Entry {
+                line: 1,
+                key: None,
+                value: Ok(row),
+            });
         }
         for (index, (key, value)) in entries.into_iter().enumerate() {
-            self.hand_on(Entry { line: index + 1, key: Some(key), value: Ok(value) })?;
+            self.hand_on(Entry {
+                line: index + 1,
+                key: Some(key),
+                value: Ok(value),
+            })?;
         }
         Ok(())
     }

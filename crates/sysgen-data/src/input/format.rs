@@ -27,7 +27,9 @@ pub(crate) fn messages_of(row: &Value) -> Result<Vec<Message>, Reason> {
     let mut messages = turns_of(row)?;
     if let Some(system) = text_at(row, "system").or_else(|| text_at(row, "system_prompt"))
         && !system.trim().is_empty()
-        && messages.first().is_none_or(|first| first.role != Role::System)
+        && messages
+            .first()
+            .is_none_or(|first| first.role != Role::System)
     {
         messages.insert(0, Message::system(system));
     }
@@ -47,8 +49,13 @@ fn turns_of(row: &Object) -> Result<Vec<Message>, Reason> {
     if row.contains_key("instruction") {
         return alpaca(row);
     }
-    if let (Some(prompt), Some(completion)) = (array_at(row, "prompt"), array_at(row, "completion")) {
-        return prompt.iter().chain(completion).map(openai_message).collect();
+    if let (Some(prompt), Some(completion)) = (array_at(row, "prompt"), array_at(row, "completion"))
+    {
+        return prompt
+            .iter()
+            .chain(completion)
+            .map(openai_message)
+            .collect();
     }
     for (question, answer) in PAIRS {
         if let (Some(question), Some(answer)) = (text_at(row, question), text_at(row, answer)) {
@@ -68,7 +75,9 @@ fn openai_message(value: &Value) -> Result<Message, Reason> {
         return Err("a message is not a JSON object".to_string());
     };
     let called = ["tool_calls", "function_call"].iter().any(|key| {
-        message.get(*key).is_some_and(|calls| !calls.is_null() && calls.as_array().is_none_or(|list| !list.is_empty()))
+        message.get(*key).is_some_and(|calls| {
+            !calls.is_null() && calls.as_array().is_none_or(|list| !list.is_empty())
+        })
     });
     if called {
         return Err("tool calls".to_string());
@@ -77,7 +86,10 @@ fn openai_message(value: &Value) -> Result<Message, Reason> {
         return Err("a message without a role".to_string());
     };
     let content = content_of(message.get("content").unwrap_or(&Value::Null))?;
-    Ok(Message { role: role_named(&role)?, content })
+    Ok(Message {
+        role: role_named(&role)?,
+        content,
+    })
 }
 
 /// ShareGPT's `{"from", "value"}`, Capybara's `{"input", "output"}`, or messages under another name.
@@ -88,14 +100,21 @@ fn conversation(list: &[Value]) -> Result<Vec<Message>, Reason> {
             return Err("a message is not a JSON object".to_string());
         };
         if let Some(from) = text_at(object, "from") {
-            let value = ["value", "text", "content"].iter().find_map(|key| object.get(*key));
+            let value = ["value", "text", "content"]
+                .iter()
+                .find_map(|key| object.get(*key));
             let content = content_of(value.unwrap_or(&Value::Null))?;
-            messages.push(Message { role: role_named(&from)?, content });
+            messages.push(Message {
+                role: role_named(&from)?,
+                content,
+            });
         } else if object.contains_key("role") {
             messages.push(openai_message(turn)?);
         } else if let Some(input) = text_at(object, "input") {
             messages.push(Message::user(input));
-            messages.push(Message::assistant(text_at(object, "output").unwrap_or_default()));
+            messages.push(Message::assistant(
+                text_at(object, "output").unwrap_or_default(),
+            ));
         } else {
             return Err("a message without a role".to_string());
         }
@@ -106,7 +125,9 @@ fn conversation(list: &[Value]) -> Result<Vec<Message>, Reason> {
 /// `instruction` with an optional `input`; the answer is `output` or `response`. `history` holds
 /// earlier pairs.
 fn alpaca(row: &Object) -> Result<Vec<Message>, Reason> {
-    let answer = ["output", "response", "answer", "completion"].iter().find_map(|key| text_at(row, key));
+    let answer = ["output", "response", "answer", "completion"]
+        .iter()
+        .find_map(|key| text_at(row, key));
     let (Some(instruction), Some(answer)) = (text_at(row, "instruction"), answer) else {
         return Err("a question without an answer".to_string());
     };
@@ -129,18 +150,27 @@ fn alpaca(row: &Object) -> Result<Vec<Message>, Reason> {
 /// Self-instruct's tasks: the first instance is the row's pair (published sets hold one each; further
 /// ones repeat the same instruction).
 fn self_instruct(row: &Object, instances: &[Value]) -> Result<Vec<Message>, Reason> {
-    let (Some(instruction), Some(Value::Object(instance))) = (text_at(row, "instruction"), instances.first()) else {
+    let (Some(instruction), Some(Value::Object(instance))) =
+        (text_at(row, "instruction"), instances.first())
+    else {
         return Err("a task without an instruction or an instance".to_string());
     };
     let input = text_at(instance, "input").unwrap_or_default();
     let Some(output) = text_at(instance, "output") else {
         return Err("a question without an answer".to_string());
     };
-    Ok(vec![Message::user(with_input(&instruction, &input)), Message::assistant(output)])
+    Ok(vec![
+        Message::user(with_input(&instruction, &input)),
+        Message::assistant(output),
+    ])
 }
 
 fn with_input(instruction: &str, input: &str) -> String {
-    if input.trim().is_empty() { instruction.to_string() } else { format!("{instruction}\n{input}") }
+    if input.trim().is_empty() {
+        instruction.to_string()
+    } else {
+        format!("{instruction}\n{input}")
+    }
 }
 
 fn role_named(name: &str) -> Result<Role, Reason> {

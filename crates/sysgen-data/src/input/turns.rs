@@ -45,7 +45,9 @@ pub(crate) struct Conversation {
 pub(crate) fn pair_up(messages: Vec<Message>) -> Result<(Conversation, bool), Reason> {
     let refuse = |reason: &str| Err(reason.to_string());
     let mut messages = messages.into_iter().peekable();
-    let system = messages.next_if(|first| first.role == Role::System).map(|first| first.content);
+    let system = messages
+        .next_if(|first| first.role == Role::System)
+        .map(|first| first.content);
     let mut turns = Vec::new();
     let mut unanswered = false;
     while let Some(question) = messages.next() {
@@ -72,10 +74,17 @@ pub(crate) fn pair_up(messages: Vec<Message>) -> Result<(Conversation, bool), Re
         if answer.content.trim().is_empty() {
             return refuse("an empty answer");
         }
-        turns.push(Turn { question: question.content, answer: answer.content });
+        turns.push(Turn {
+            question: question.content,
+            answer: answer.content,
+        });
     }
     if turns.is_empty() {
-        return refuse(if unanswered { "a question without an answer" } else { "no turns" });
+        return refuse(if unanswered {
+            "a question without an answer"
+        } else {
+            "no turns"
+        });
     }
     let system = system.filter(|text| !text.trim().is_empty());
     Ok((Conversation { system, turns }, unanswered))
@@ -106,7 +115,13 @@ pub(crate) fn rows_of(
         MultiTurn::Whole => vec![row(record.id.clone(), &[], &turns)],
         MultiTurn::Unroll if turns.len() == 1 => vec![row(record.id.clone(), &[], &turns)],
         MultiTurn::Unroll => (0..turns.len())
-            .map(|i| row(format!("{}#{}", record.id, i + 1), &turns[..i], &turns[i..=i]))
+            .map(|i| {
+                row(
+                    format!("{}#{}", record.id, i + 1),
+                    &turns[..i],
+                    &turns[i..=i],
+                )
+            })
             .collect(),
     })
 }

@@ -1,0 +1,272 @@
+//! The generator that runs a Hugging Face directory in this process: text becomes ids by the model's own
+//! chat template, the engine decodes them. The only file that knows of tensors.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use sysgen_chat::{Chat, ChatOptions};
+use sysgen_core::config::{GenerateSection, ModelInit, RunConfig};
+use sysgen_core::hash::hash_file;
+use sysgen_core::interrupt;
+use sysgen_infer::{ChoiceRequest, ChoiceStep, Engine, Finish, Refused, Request};
+use sysgen_model::{Decoder, Device, ModelConfig};
+
+use crate::generator::{
+    Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores,
+};
+use crate::pipeline::{ModelIdentity, Summary, is_complete_with, needs_model, run_with};
+
+/// Generates the data of `[generate]` into `<output_dir>/data/` with the config's model on `device`.
+/// The model is loaded only when a row still needs it, and is gone when this returns.
+///
+/// # Errors
+/// Everything that `run_with` names, and a model directory that cannot be loaded.
+pub fn run(config: &RunConfig, device: &Device) -> Result<Summary> {
+    let identity = identity(config)?;
+    run_with(config, &identity, || {
+        Ok(Box::new(Local::load(config, device)?))
+    })
+}
+
+/// Whether `<output_dir>/data/` holds the whole data set of this very config, data and model.
+///
+/// # Errors
+/// Source, prompt or model files that cannot be read.
+pub fn is_complete(config: &RunConfig) -> Result<bool> {
+    is_complete_with(config, &identity(config)?)
+}
+
+fn identity(config: &RunConfig) -> Result<ModelIdentity> {
+    let Some(generate) = &config.generate else {
+        return Ok(ModelIdentity::default());
+    };
+    let directory = config.generate_model();
+    let mut identity = ModelIdentity {
+        name: directory.display().to_string(),
+        ..ModelIdentity::default()
+    };
+    if !needs_model(generate.variant) {
+        return Ok(identity);
+    }
+    identity.key.insert(
+        "chat template and tokenizer".to_string(),
+        load_chat(config)?.fingerprint(),
+    );
+    for path in model_files(directory, starts_at_random(config, generate))? {
+        let name = path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned();
+        identity
+            .key
+            .insert(format!("model file {name}"), hash_file(&path)?);
+    }
+    if starts_at_random(config, generate) {
+        identity.key.insert(
+            "model.init".to_string(),
+            format!("random from seed {}", config.seed),
+        );
+    }
+    Ok(identity)
+}
+
+/// `model.init = "random"` is about `model.path`, not about a model that `[generate]` names.
+fn starts_at_random(config: &RunConfig, generate: &GenerateSection) -> bool {
+    config.model.init == ModelInit::Random && generate.model.as_os_str().is_empty()
+}
+
+/// `config.json` and the weights, by name.
+fn model_files(directory: &Path, random: bool) -> Result<Vec<PathBuf>> {
+    let reading = || format!("generate.model: reading {}", directory.display());
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).with_context(reading)? {
+        let path = entry.with_context(reading)?.path();
+        let weights = path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors");
+        if path.file_name().is_some_and(|name| name == "config.json") || (weights && !random) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn load_chat(config: &RunConfig) -> Result<Chat> {
+    let options = ChatOptions {
+        system_role: config.model.system_role,
+        default_system: config.model.default_system,
+    };
+    Chat::load(config.generate_model(), options)
+}
+
+struct Local {
+    chat: Chat,
+    decoder: Decoder,
+    slots: usize,
+    max_length: usize,
+}
+
+impl Local {
+    fn load(config: &RunConfig, device: &Device) -> Result<Local> {
+        let generate = config
+            .generate
+            .as_ref()
+            .context("the config has no [generate] section")?;
+        let directory = config.generate_model();
+        tracing::info!("loading {}", directory.display());
+        let chat = load_chat(config)?;
+        let decoder = if starts_at_random(config, generate) {
+            Decoder::random(ModelConfig::from_directory(directory)?, config.seed, device)
+        } else {
+            Decoder::load(directory, device)?
+        };
+        Ok(Local {
+            chat,
+            decoder,
+            slots: generate.batch_size.max(1),
+            max_length: generate.max_length,
+        })
+    }
+
+    fn engine(&self) -> Engine<'_> {
+        Engine::new(&self.decoder, self.slots, self.max_length).until(interrupt::requested)
+    }
+
+    fn choice_step(&self, step: &LabelStep) -> Result<ChoiceStep> {
+        let mut forced = self.chat.encode_continuation(&step.forced);
+        let mut labels: Vec<Vec<u32>> = step
+            .labels
+            .iter()
+            .map(|label| self.chat.encode_continuation(label))
+            .collect();
+        // Some tokenizers write the space before a word as a token of its own: what all labels begin
+        // with tells none apart and is forced as well.
+        while let Some(first) = common_first(&labels) {
+            forced.push(first);
+            for label in &mut labels {
+                label.remove(0);
+            }
+        }
+        let firsts: Vec<Option<&u32>> = labels.iter().map(|label| label.first()).collect();
+        let told_apart = firsts
+            .iter()
+            .enumerate()
+            .all(|(i, first)| first.is_some() && !firsts[..i].contains(first));
+        if !told_apart {
+            bail!(
+                "generate.verify.method = \"score\": this tokenizer does not tell {} apart by their first tokens; use \"generate\"",
+                step.labels.join(", ")
+            );
+        }
+        Ok(ChoiceStep { forced, labels })
+    }
+}
+
+fn common_first(labels: &[Vec<u32>]) -> Option<u32> {
+    let first = *labels.first()?.first()?;
+    labels
+        .iter()
+        .all(|label| label.first() == Some(&first))
+        .then_some(first)
+}
+
+impl Generator for Local {
+    fn complete(&mut self, prompts: Vec<Prompt>, on_done: OnDone<'_, Reply>) -> Result<()> {
+        let requests: Vec<Request> = prompts
+            .iter()
+            .map(|prompt| {
+                let sampling = sysgen_infer::Sampling {
+                    temperature: prompt.sampling.temperature as f32,
+                    top_k: prompt.sampling.top_k,
+                    top_p: prompt.sampling.top_p as f32,
+                    max_tokens: prompt.sampling.max_tokens,
+                    seed: prompt.seed,
+                };
+                Ok(Request {
+                    prompt: self.chat.prompt(&prompt.messages)?,
+                    sampling,
+                    stop_ids: self.chat.stop_ids().to_vec(),
+                })
+            })
+            .collect::<Result<_>>()?;
+        let lengths: Vec<usize> = requests
+            .iter()
+            .map(|request| request.prompt.len())
+            .collect();
+        let mut failure = None;
+        self.engine().generate(requests, &mut |i, result| {
+            let reply = result.map(|completion| Reply {
+                text: self.chat.decode(&completion.ids),
+                finished: completion.finish == Finish::Stop,
+                prompt_tokens: lengths[i],
+                reply_tokens: completion.ids.len(),
+            });
+            hand_on(i, reply, on_done, &mut failure)
+        });
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn choose(&mut self, judgements: Vec<Judgement>, on_done: OnDone<'_, Judged>) -> Result<()> {
+        let requests: Vec<ChoiceRequest> = judgements
+            .iter()
+            .map(|judgement| {
+                let steps = judgement
+                    .steps
+                    .iter()
+                    .map(|step| self.choice_step(step))
+                    .collect::<Result<_>>()?;
+                Ok(ChoiceRequest {
+                    prompt: self.chat.prompt(&judgement.messages)?,
+                    steps,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let forced = |request: &ChoiceRequest| {
+            request
+                .steps
+                .iter()
+                .map(|step| step.forced.len())
+                .sum::<usize>()
+        };
+        let lengths: Vec<usize> = requests
+            .iter()
+            .map(|request| request.prompt.len() + forced(request))
+            .collect();
+        let mut failure = None;
+        self.engine().choose(requests, &mut |i, result| {
+            let judged = result.map(|choices| Judged {
+                scores: choices
+                    .into_iter()
+                    .map(|choice| Scores {
+                        best: choice.best,
+                        log_probabilities: choice.log_probabilities,
+                    })
+                    .collect(),
+                prompt_tokens: lengths[i],
+            });
+            hand_on(i, judged, on_done, &mut failure)
+        });
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+/// A prompt that does not fit is the row's fault and an outcome; any other refusal is the model's and
+/// ends the run.
+fn hand_on<T>(
+    i: usize,
+    result: Result<T, Refused>,
+    on_done: OnDone<'_, T>,
+    failure: &mut Option<anyhow::Error>,
+) -> ControlFlow<()> {
+    match result {
+        Ok(value) => on_done(i, Outcome::Done(value)),
+        Err(Refused::TooLong { tokens, .. }) => on_done(i, Outcome::TooLong(tokens)),
+        Err(refused) => {
+            *failure = Some(anyhow!(refused).context("generating"));
+            ControlFlow::Break(())
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! `sysgen-data`: generates the data of a config. The command line only; what happens is in the library.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use sysgen_core::{RunConfig, interrupt};
+use sysgen_data::Summary;
+use tracing_subscriber::EnvFilter;
+
+/// Tensors come and go every step: an allocator that keeps its pages is much faster here than glibc's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Characters of a text shown in a sample.
+const SHOWN: usize = 400;
+
+const EXAMPLES: &str = "\
+Examples:
+  sysgen-data --config configs/quickstart.toml
+  sysgen-data --config configs/quickstart.toml --set data.path=rows.jsonl --set output_dir=runs/mine
+  sysgen-data --config configs/quickstart.toml --dry-run      the effective config, every default spelled out
+
+Writes <output_dir>/data/dataset.jsonl and manifest.json. Run the same command again to go on after
+Ctrl-C, a kill or a power cut.";
+
+/// Writes system messages and better answers for instruction data with a local model.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    /// The config file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Overrides one key, for example `--set data.limit=100`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Prints the effective config and does nothing else.
+    #[arg(long)]
+    dry_run: bool,
+    /// Says more.
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Says only what went wrong.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let level = match (arguments.verbose, arguments.quiet) {
+        (true, _) => "debug",
+        (_, true) => "error",
+        _ => "info",
+    };
+    let default = ["core", "chat", "infer", "model", "data"]
+        .map(|part| format!("sysgen_{part}={level}"))
+        .join(",");
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,{default}")));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    interrupt::install();
+    match start(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> Result<()> {
+    let config = RunConfig::load(&arguments.config, &arguments.overrides)?;
+    if config.generate.is_none() {
+        bail!(
+            "{} has no [generate] section; add one to generate data",
+            arguments.config.display()
+        );
+    }
+    if arguments.dry_run {
+        print!("{}", config.to_toml());
+        return Ok(());
+    }
+    let device = sysgen_model::device(&config.device.to_string())?;
+    let summary = sysgen_data::run(&config, &device)?;
+    if !summary.interrupted && !arguments.quiet {
+        show(&summary);
+    }
+    Ok(())
+}
+
+fn show(summary: &Summary) {
+    println!("{}", summary.funnel);
+    for sample in &summary.samples {
+        println!("\n{}", sample.id);
+        println!("  question         {}", shortened(&sample.question));
+        println!(
+            "  system message   {}",
+            shortened(sample.system.as_deref().unwrap_or("(none)"))
+        );
+        println!("  original answer  {}", shortened(&sample.original_answer));
+        println!("  new answer       {}", shortened(&sample.answer));
+    }
+    if summary.tokens > 0 {
+        let speed = summary.tokens as f64 / summary.seconds.max(1e-9);
+        println!(
+            "\n{} tokens read and written in {:.1} s ({speed:.0} tokens/s)",
+            summary.tokens, summary.seconds
+        );
+    }
+    println!("\n{}", summary.dataset.display());
+}
+
+/// One line of at most `SHOWN` characters.
+fn shortened(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
