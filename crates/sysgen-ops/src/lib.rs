@@ -6,10 +6,13 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+mod fused;
 mod gated;
 mod linear;
+mod product;
 mod rms_norm;
 mod rope;
+mod simd;
 
 pub use adamw::{AdamW, Moments, adamw_step, squared_norm};
 pub use attention::{AttentionShape, CachedRun, Heads, Segments, attention, cached_attention};

@@ -1,6 +1,11 @@
 //! The AdamW step (decoupled weight decay) and the squared norm used for clipping.
 
-use burn::tensor::{ElementConversion, Tensor};
+mod cpu;
+
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
+
+use crate::fused;
 
 /// What every parameter shares in one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,19 +51,56 @@ pub fn adamw_step<const D: usize>(
     settings: &AdamW,
     step: u64,
 ) -> (Tensor<D>, Moments<D>) {
-    reference(parameter, gradient, moments, settings, step)
+    if !fused::serves(&parameter) {
+        return reference(parameter, gradient, moments, settings, step);
+    }
+    let shape = parameter.dims();
+    assert_eq!(
+        shape,
+        gradient.dims(),
+        "adamw_step: a gradient for every number"
+    );
+    assert_eq!(
+        shape,
+        moments.first.dims(),
+        "adamw_step: moments for every number"
+    );
+    let gradient = fused::values(gradient);
+    let mut parameter = writable(parameter);
+    let mut first = writable(moments.first);
+    let mut second = writable(moments.second);
+    cpu::step(
+        parameter.storage_mut(),
+        fused::slice(&gradient),
+        first.storage_mut(),
+        second.storage_mut(),
+        settings,
+        step,
+    );
+    let moments = Moments {
+        first: fused::from_flex(first),
+        second: fused::from_flex(second),
+    };
+    (fused::from_flex(parameter), moments)
 }
 
 /// The sum of all squares, in f64.
 pub fn squared_norm<const D: usize>(tensor: &Tensor<D>) -> f64 {
-    f64::from(
-        tensor
-            .clone()
-            .powi_scalar(2)
-            .sum()
-            .into_scalar::<f32>()
-            .elem::<f32>(),
-    )
+    if fused::serves(tensor) {
+        return cpu::squared_norm(fused::slice(&fused::values(tensor.clone())));
+    }
+    f64::from(tensor.clone().powi_scalar(2).sum().into_scalar::<f32>())
+}
+
+/// A primitive whose storage is exactly the tensor's numbers, so that it can be written in place.
+fn writable<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    let shape = tensor.dims();
+    let values = fused::values(tensor);
+    if fused::slice(&values).len() == values.storage::<f32>().len() {
+        values
+    } else {
+        fused::values(fused::plain(fused::slice(&values).to_vec(), shape))
+    }
 }
 
 /// [`adamw_step`] in plain Burn tensors.

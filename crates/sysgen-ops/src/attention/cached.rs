@@ -1,9 +1,15 @@
 //! Attention of a few new positions over cached keys and values, on host memory: the decoding side.
 //! A query's result is a function of its own cache alone, so neighbours in the batch cannot change it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::AttentionShape;
+use crate::simd::{dot, exp, max, sum, tanh, vectorised};
+
+/// Multiply-adds below which waking other threads costs more than it gives.
+const PARALLEL_WORK: usize = 1 << 17;
 
 /// Head counts and size of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,55 +72,61 @@ pub fn cached_attention(
         .collect();
 
     let mut out = vec![0.0; q.len()];
-    out.par_chunks_mut(size)
-        .zip(q.par_chunks(size))
-        .enumerate()
-        .for_each(|(index, (out, q))| {
-            let (run, position) = rows[index / query];
-            let head = index % query / (query / key_value);
-            let first = shape
-                .window
-                .map_or(0, |window| (position + 1).saturating_sub(window));
-            attend(q, run, width, head * size, first..position + 1, shape, out);
-        });
+    let task = |index: usize, out: &mut [f32], q: &[f32]| {
+        let (run, position) = rows[index / query];
+        let head = index % query / (query / key_value);
+        let first = shape
+            .window
+            .map_or(0, |window| (position + 1).saturating_sub(window));
+        vectorised(|| attend(q, run, width, head * size, first..position + 1, shape, out));
+    };
+    let work: usize = rows
+        .iter()
+        .map(|(_, position)| position * query * size)
+        .sum();
+    if work < PARALLEL_WORK {
+        let heads = out.chunks_mut(size).zip(q.chunks(size)).enumerate();
+        heads.for_each(|(index, (out, q))| task(index, out, q));
+    } else {
+        let heads = out.par_chunks_mut(size).zip(q.par_chunks(size)).enumerate();
+        heads.for_each(|(index, (out, q))| task(index, out, q));
+    }
     out
 }
 
 /// One query of one head. `offset` is where the head lies in a cached row of `width`.
+#[inline(always)]
 fn attend(
     q: &[f32],
     run: &CachedRun,
     width: usize,
     offset: usize,
-    visible: std::ops::Range<usize>,
+    visible: Range<usize>,
     shape: AttentionShape,
     out: &mut [f32],
 ) {
     let size = q.len();
     let mut scores: Vec<f32> = visible
         .clone()
-        .map(|j| {
-            let key = &run.keys[j * width + offset..][..size];
-            let dot: f32 = q.iter().zip(key).map(|(q, k)| q * k).sum();
-            let score = dot * shape.scale;
-            shape
-                .softcap
-                .map_or(score, |cap| cap * (score / cap).tanh())
-        })
+        .map(|j| dot(q, &run.keys[j * width + offset..][..size]) * shape.scale)
         .collect();
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for score in &mut scores {
-        *score = (*score - max).exp();
-        sum += *score;
+    if let Some(cap) = shape.softcap {
+        for score in &mut scores {
+            *score = cap * tanh(*score / cap);
+        }
     }
-    for (weight, j) in scores.iter().zip(visible) {
+    let max = max(&scores);
+    for score in &mut scores {
+        *score = exp(*score - max);
+    }
+    let total = sum(&scores);
+    for (&weight, j) in scores.iter().zip(visible) {
         let value = &run.values[j * width + offset..][..size];
-        for (out, value) in out.iter_mut().zip(value) {
-            *out += weight * value;
+        for (out, &value) in out.iter_mut().zip(value) {
+            *out = weight.mul_add(value, *out);
         }
     }
     for out in out {
-        *out /= sum;
+        *out /= total;
     }
 }

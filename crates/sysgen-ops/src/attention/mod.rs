@@ -3,10 +3,13 @@
 //! [`attention`] is for training (whole rows), [`cached_attention`] for decoding over a KV cache on the host.
 
 mod cached;
+mod cpu;
 
 use std::sync::Arc;
 
 use burn::tensor::{Bool, Tensor, TensorData, activation};
+
+use crate::fused;
 
 pub use cached::{CachedRun, Heads, cached_attention};
 
@@ -68,7 +71,37 @@ pub fn attention(
     segments: &Arc<Segments>,
     shape: AttentionShape,
 ) -> Tensor<4> {
-    reference(q, k, v, segments, shape)
+    let [batch, time, heads, size] = q.dims();
+    let [_, _, kv_heads, _] = k.dims();
+    assert_eq!(
+        k.dims(),
+        [batch, time, kv_heads, size],
+        "attention: k [batch, time, kv_heads, head_dim]"
+    );
+    assert_eq!(v.dims(), k.dims(), "attention: v is shaped like k");
+    assert_eq!(heads % kv_heads, 0, "attention: kv heads divide heads");
+    assert_eq!(
+        (segments.batch, segments.time),
+        (batch, time),
+        "attention: segments [batch, time]"
+    );
+    if !fused::serves(&q) {
+        return reference(q, k, v, segments, shape);
+    }
+    let op = cpu::Attention {
+        batch,
+        time,
+        heads,
+        kv_heads,
+        size,
+        first: segments.first_visible(shape.window),
+        shape,
+    };
+    fused::apply(
+        op,
+        [q.into(), k.into(), v.into()],
+        [batch, time, heads, size],
+    )
 }
 
 /// [`attention`] in plain Burn tensors; holds all scores.

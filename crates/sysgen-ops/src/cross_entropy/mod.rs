@@ -1,6 +1,10 @@
 //! Head projection and cross-entropy in one operation, so that the logits of a batch never exist at once.
 
+mod cpu;
+
 use burn::tensor::{Int, Tensor, TensorData, activation};
+
+use crate::fused;
 
 /// The loss `logsumexp(l) − l[target]` of each position, `l = hidden · headᵀ`, soft-capped as `c · tanh(l / c)` if asked.
 ///
@@ -15,7 +19,27 @@ pub fn linear_cross_entropy(
     targets: &[u32],
     softcap: Option<f32>,
 ) -> Tensor<1> {
-    reference(hidden, head, targets, softcap)
+    if !fused::serves(&hidden) {
+        return reference(hidden, head, targets, softcap);
+    }
+    let [positions, dim] = hidden.dims();
+    let [vocab, head_dim] = head.dims();
+    assert_eq!(
+        dim, head_dim,
+        "hidden [positions, dim] and head [vocab, dim]"
+    );
+    assert_eq!(positions, targets.len(), "one target for each position");
+    assert!(
+        targets.iter().all(|&id| (id as usize) < vocab),
+        "a target id is outside the vocabulary of {vocab}"
+    );
+    let op = cpu::LinearCrossEntropy {
+        targets: targets.to_vec(),
+        dim,
+        vocab,
+        softcap,
+    };
+    fused::apply(op, [hidden.into(), head.into()], [positions])
 }
 
 /// [`linear_cross_entropy`] in plain Burn tensors; holds all logits.

@@ -1,13 +1,17 @@
 //! The gated activations between a decoder's up and down projections.
 
+mod cpu;
+
 use burn::tensor::{Tensor, activation};
+
+use crate::fused;
 
 /// `silu(gate) · up`, elementwise (Llama, Qwen2, Phi-4).
 ///
 /// # Shapes
 /// `gate`, `up` and the output have one shape.
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    swiglu_reference(gate, up)
+    gated(cpu::Gated::Silu, swiglu_reference, gate, up)
 }
 
 /// `gelu_tanh(gate) · up`, elementwise (Gemma-2), with PyTorch's `gelu(approximate="tanh")`.
@@ -15,7 +19,22 @@ pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// `gate`, `up` and the output have one shape.
 pub fn geglu_tanh<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    geglu_tanh_reference(gate, up)
+    gated(cpu::Gated::GeluTanh, geglu_tanh_reference, gate, up)
+}
+
+fn gated<const D: usize>(
+    op: cpu::Gated,
+    reference: fn(Tensor<D>, Tensor<D>) -> Tensor<D>,
+    gate: Tensor<D>,
+    up: Tensor<D>,
+) -> Tensor<D> {
+    let shape = gate.dims();
+    assert_eq!(shape, up.dims(), "gate and up have one shape");
+    if fused::serves(&gate) {
+        fused::apply(op, [gate.into(), up.into()], shape)
+    } else {
+        reference(gate, up)
+    }
 }
 
 /// [`swiglu`] in plain Burn tensors.

@@ -1,6 +1,10 @@
 //! `x · Wᵀ + b` with the weight as Hugging Face stores it, `[out, in]`.
 
+pub(crate) mod cpu;
+
 use burn::tensor::Tensor;
+
+use crate::fused;
 
 /// Projects the last dimension of `x`.
 ///
@@ -14,7 +18,22 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    reference(x, weight, bias)
+    if !fused::serves(&x) {
+        return reference(x, weight, bias);
+    }
+    let mut shape = x.dims();
+    let [output, input] = weight.dims();
+    assert_eq!(
+        shape[D - 1],
+        input,
+        "linear: x [.., in] and weight [out, in]"
+    );
+    shape[D - 1] = output;
+    let op = cpu::Linear { input, output };
+    match bias {
+        None => fused::apply(op, [x.into(), weight.into()], shape),
+        Some(bias) => fused::apply(op, [x.into(), weight.into(), bias.into()], shape),
+    }
 }
 
 /// [`linear`] in plain Burn tensors.

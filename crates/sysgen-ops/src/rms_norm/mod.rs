@@ -1,6 +1,10 @@
 //! Root-mean-square normalisation over the last dimension, in f32.
 
+mod cpu;
+
 use burn::tensor::Tensor;
+
+use crate::fused;
 
 /// `x / sqrt(mean(x²) + eps) · w`, or `· (1 + w)` with `plus_one` (Gemma).
 ///
@@ -13,7 +17,20 @@ pub fn rms_norm<const D: usize>(
     eps: f64,
     plus_one: bool,
 ) -> Tensor<D> {
-    reference(x, weight, eps, plus_one)
+    if !fused::serves(&x) {
+        return reference(x, weight, eps, plus_one);
+    }
+    let shape = x.dims();
+    assert_eq!(
+        [shape[D - 1]],
+        weight.dims(),
+        "rms_norm: one weight for each number"
+    );
+    let op = cpu::RmsNorm {
+        eps: eps as f32,
+        offset: if plus_one { 1.0 } else { 0.0 },
+    };
+    fused::apply(op, [x.into(), weight.into()], shape)
 }
 
 /// [`rms_norm`] in plain Burn tensors.

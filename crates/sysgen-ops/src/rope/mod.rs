@@ -1,6 +1,10 @@
 //! Rotary position embedding, half-split as in Hugging Face's `rotate_half`. The angles come from the caller.
 
+mod cpu;
+
 use burn::tensor::Tensor;
+
+use crate::fused;
 
 /// Rotates the first `rotary` dimensions of every head; the rest passes unchanged (partial rotary).
 ///
@@ -11,7 +15,34 @@ use burn::tensor::Tensor;
 /// * `cos`, `sin`: `[batch, time, rotary / 2]`
 /// * output: as `x`
 pub fn rope(x: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
-    reference(x, cos, sin)
+    if !fused::serves(&x) {
+        return reference(x, cos, sin);
+    }
+    let shape = x.dims();
+    let [batch, time, heads, head_dim] = shape;
+    let [_, _, half] = cos.dims();
+    assert!(
+        2 * half <= head_dim,
+        "rope: {half} angles for a head of {head_dim}"
+    );
+    assert_eq!(
+        cos.dims(),
+        [batch, time, half],
+        "rope: cos [batch, time, rotary / 2]"
+    );
+    assert_eq!(
+        sin.dims(),
+        [batch, time, half],
+        "rope: sin [batch, time, rotary / 2]"
+    );
+    let op = cpu::Rope {
+        cos: fused::values(cos),
+        sin: fused::values(sin),
+        half,
+        heads,
+        head_dim,
+    };
+    fused::apply(op, [x.into()], shape)
 }
 
 /// [`rope`] in plain Burn tensors.

@@ -1,0 +1,74 @@
+//! The AdamW step and the squared norm on host slices, in chunks whose order never varies.
+
+use rayon::prelude::*;
+
+use super::AdamW;
+use crate::simd::{TASK, vectorised};
+
+/// Updates parameter and moments in place.
+pub(super) fn step(
+    parameter: &mut [f32],
+    gradient: &[f32],
+    first: &mut [f32],
+    second: &mut [f32],
+    settings: &AdamW,
+    step: u64,
+) {
+    let AdamW {
+        learning_rate,
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+    } = *settings;
+    let correction1 = 1.0 - beta1.powf(step as f64);
+    let correction2 = 1.0 - beta2.powf(step as f64);
+    // As `torch.optim.AdamW` (single tensor): scalars in f64, tensors in f32.
+    let keep = (1.0 - learning_rate * weight_decay) as f32;
+    let blend = (1.0 - beta1) as f32;
+    let (old, new) = (beta2 as f32, (1.0 - beta2) as f32);
+    let root_correction = correction2.sqrt() as f32;
+    let size = (learning_rate / correction1) as f32;
+    let epsilon = epsilon as f32;
+    parameter
+        .par_chunks_mut(TASK)
+        .zip(gradient.par_chunks(TASK))
+        .zip(first.par_chunks_mut(TASK).zip(second.par_chunks_mut(TASK)))
+        .for_each(|((parameter, gradient), (first, second))| {
+            vectorised(|| {
+                let moments = first.iter_mut().zip(second);
+                for ((p, &g), (m, v)) in parameter.iter_mut().zip(gradient).zip(moments) {
+                    *m += (g - *m) * blend;
+                    *v = *v * old + g * g * new;
+                    let root = v.sqrt() / root_correction + epsilon;
+                    *p = *p * keep - size * (*m / root);
+                }
+            });
+        });
+}
+
+/// `Σ x²` in f64.
+pub(super) fn squared_norm(values: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let partial: Vec<f64> = values
+        .par_chunks(TASK)
+        .map(|values| {
+            vectorised(|| {
+                let mut lanes = [0.0f64; LANES];
+                let chunks = values.chunks_exact(LANES);
+                let rest = chunks.remainder();
+                for chunk in chunks {
+                    for lane in 0..LANES {
+                        let x = f64::from(chunk[lane]);
+                        lanes[lane] += x * x;
+                    }
+                }
+                for (lane, &x) in lanes.iter_mut().zip(rest) {
+                    *lane += f64::from(x) * f64::from(x);
+                }
+                lanes.iter().sum()
+            })
+        })
+        .collect();
+    partial.iter().sum()
+}

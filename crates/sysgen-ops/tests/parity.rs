@@ -1,0 +1,356 @@
+//! Every fused operation against its plain reference: values and gradients, at odd shapes.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use common::{close, numbers, tensor};
+use sysgen_ops::{
+    AdamW, AttentionShape, CachedRun, Heads, Moments, Segments, adamw_step, attention,
+    cached_attention, geglu_tanh, linear, linear_cross_entropy, reference, rms_norm, rope,
+    squared_norm, swiglu,
+};
+
+/// Output and the gradients of all inputs, for a loss of the output weighted with fixed random numbers.
+fn pass<const D: usize>(
+    shapes: &[&[usize]],
+    run: impl Fn(&[Tensor<1>]) -> Tensor<D>,
+) -> Vec<Vec<f32>> {
+    let device = Device::flex().autodiff();
+    let inputs: Vec<Tensor<1>> = shapes
+        .iter()
+        .enumerate()
+        .map(|(seed, shape)| {
+            tensor(seed as u64 + 1, [shape.iter().product()], &device).require_grad()
+        })
+        .collect();
+    let output = run(&inputs);
+    let weights = tensor(99, output.dims(), &device);
+    let gradients = (output.clone() * weights).sum().backward();
+    let mut results = vec![numbers(output)];
+    results.extend(
+        inputs
+            .iter()
+            .map(|input| numbers(input.grad(&gradients).unwrap())),
+    );
+    results
+}
+
+fn same(name: &str, ours: Vec<Vec<f32>>, exact: Vec<Vec<f32>>) {
+    assert_eq!(ours.len(), exact.len());
+    for (index, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
+        close(&format!("{name}, result {index}"), ours, exact);
+    }
+}
+
+#[test]
+fn linear_agrees() {
+    for (rows, input, output) in [(1, 1, 1), (7, 33, 50), (64, 192, 97), (129, 700, 48)] {
+        let shapes: [&[usize]; 3] = [&[rows, input], &[output, input], &[output]];
+        for bias in [false, true] {
+            let run = |op: fn(Tensor<3>, Tensor<2>, Option<Tensor<1>>) -> Tensor<3>| {
+                pass(&shapes[..if bias { 3 } else { 2 }], |x| {
+                    op(
+                        x[0].clone().reshape([1, rows, input]),
+                        x[1].clone().reshape([output, input]),
+                        x.get(2).cloned(),
+                    )
+                })
+            };
+            same(
+                &format!("linear {rows}x{input}x{output}"),
+                run(linear),
+                run(reference::linear),
+            );
+        }
+    }
+}
+
+#[test]
+fn rms_norm_agrees() {
+    for (rows, dim) in [(1, 1), (7, 33), (129, 288)] {
+        for plus_one in [false, true] {
+            let run = |op: fn(Tensor<2>, Tensor<1>, f64, bool) -> Tensor<2>| {
+                pass(&[&[rows, dim], &[dim]], |x| {
+                    op(
+                        x[0].clone().reshape([rows, dim]),
+                        x[1].clone(),
+                        1e-6,
+                        plus_one,
+                    )
+                })
+            };
+            same("rms_norm", run(rms_norm), run(reference::rms_norm));
+        }
+    }
+}
+
+#[test]
+fn rope_agrees() {
+    for (time, head_dim, half) in [(1, 2, 1), (7, 32, 16), (129, 20, 6)] {
+        let device = Device::flex();
+        let (batch, heads) = (2, 3);
+        let run = |op: fn(Tensor<4>, Tensor<3>, Tensor<3>) -> Tensor<4>| {
+            pass(&[&[batch, time, heads, head_dim]], |x| {
+                let angles = tensor::<3>(7, [batch, time, half], &device);
+                op(
+                    x[0].clone().reshape([batch, time, heads, head_dim]),
+                    angles.clone().cos(),
+                    angles.sin(),
+                )
+            })
+        };
+        same("rope", run(rope), run(reference::rope));
+    }
+}
+
+#[test]
+fn gated_activations_agree() {
+    type Op = fn(Tensor<1>, Tensor<1>) -> Tensor<1>;
+    let pairs: [(&str, Op, Op); 2] = [
+        ("swiglu", swiglu, reference::swiglu),
+        ("geglu_tanh", geglu_tanh, reference::geglu_tanh),
+    ];
+    for (name, op, plain) in pairs {
+        for len in [1, 129, 40_001] {
+            let run = |op: Op| {
+                pass(&[&[len], &[len]], |x| {
+                    op(x[0].clone().mul_scalar(4.0), x[1].clone())
+                })
+            };
+            same(name, run(op), run(plain));
+        }
+    }
+}
+
+#[test]
+fn linear_cross_entropy_agrees() {
+    for (positions, dim, vocab) in [(1, 8, 2), (7, 33, 65), (129, 64, 12_000)] {
+        for softcap in [None, Some(3.0)] {
+            let targets: Vec<u32> = (0..positions as u32)
+                .map(|i| (i * 7919) % vocab as u32)
+                .collect();
+            let run = |op: fn(Tensor<2>, Tensor<2>, &[u32], Option<f32>) -> Tensor<1>| {
+                pass(&[&[positions, dim], &[vocab, dim]], |x| {
+                    op(
+                        x[0].clone().reshape([positions, dim]),
+                        x[1].clone().reshape([vocab, dim]),
+                        &targets,
+                        softcap,
+                    )
+                })
+            };
+            same(
+                &format!("linear_cross_entropy {positions}x{dim}x{vocab}"),
+                run(linear_cross_entropy),
+                run(reference::linear_cross_entropy),
+            );
+        }
+    }
+}
+
+#[test]
+fn no_supervised_position_is_no_loss() {
+    let device = Device::flex();
+    let loss = linear_cross_entropy(
+        Tensor::zeros([0, 4], &device),
+        tensor(1, [5, 4], &device),
+        &[],
+        None,
+    );
+    assert_eq!(loss.dims(), [0]);
+}
+
+/// Two rows of segments: one with several (of one, two and many positions) and padding, one the whole row or all padding.
+fn segments(time: usize, second_row: u32) -> Segments {
+    let mut ids: Vec<u32> = (0..time)
+        .map(|i| match i {
+            0 => 1,
+            1 | 2 => 2,
+            _ if i < 2 * time / 3 => 3,
+            _ if i < time - time / 8 => 4,
+            _ => 0,
+        })
+        .collect();
+    ids.extend(vec![second_row; time]);
+    Segments {
+        batch: 2,
+        time,
+        ids,
+    }
+}
+
+#[test]
+fn attention_agrees() {
+    for (time, heads, kv_heads, size) in
+        [(1, 1, 1, 4), (7, 4, 2, 32), (64, 3, 1, 20), (129, 4, 4, 64)]
+    {
+        for second_row in [0, 5] {
+            for (window, softcap) in [(None, None), (Some(1), None), (Some(50), Some(2.0))] {
+                let segments = Arc::new(segments(time, second_row));
+                let shape = AttentionShape {
+                    scale: 1.0 / (size as f32).sqrt(),
+                    window,
+                    softcap,
+                };
+                let run = |fused: bool| {
+                    let q: &[usize] = &[2, time, heads, size];
+                    let kv: &[usize] = &[2, time, kv_heads, size];
+                    pass(&[q, kv, kv], |x| {
+                        let q = x[0].clone().reshape([2, time, heads, size]);
+                        let k = x[1].clone().reshape([2, time, kv_heads, size]);
+                        let v = x[2].clone().reshape([2, time, kv_heads, size]);
+                        if fused {
+                            attention(q, k, v, &segments, shape)
+                        } else {
+                            reference::attention(q, k, v, &segments, shape)
+                        }
+                    })
+                };
+                same(
+                    &format!("attention time {time} window {window:?}"),
+                    run(true),
+                    run(false),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn cached_attention_is_attention_over_the_cache() {
+    let device = Device::flex();
+    let (time, heads, kv_heads, size) = (70, 4, 2, 20);
+    for (window, softcap) in [(None, None), (Some(1), None), (Some(30), Some(2.0))] {
+        let shape = AttentionShape {
+            scale: 0.3,
+            window,
+            softcap,
+        };
+        let q = tensor::<4>(1, [1, time, heads, size], &device);
+        let k = tensor::<4>(2, [1, time, kv_heads, size], &device);
+        let v = tensor::<4>(3, [1, time, kv_heads, size], &device);
+        let segments = Segments {
+            batch: 1,
+            time,
+            ids: vec![1; time],
+        };
+        let exact = numbers(reference::attention(
+            q.clone(),
+            k.clone(),
+            v.clone(),
+            &segments,
+            shape,
+        ));
+        let (q, k, v) = (numbers(q), numbers(k), numbers(v));
+        let run = |start: usize, tokens: usize| CachedRun {
+            tokens,
+            start,
+            keys: &k,
+            values: &v,
+        };
+        let width = heads * size;
+        let heads = Heads {
+            query: heads,
+            key_value: kv_heads,
+            size,
+        };
+        let whole = cached_attention(&q, &[run(0, time)], heads, shape);
+        close("cached_attention", &whole, &exact);
+        // A prefix, then one position, then the rest, in the company of a copy of themselves: the same bits.
+        let parts = [run(0, 9), run(9, 1), run(10, time - 10), run(9, 1)];
+        let mut queries = q.clone();
+        queries.extend_from_slice(&q[9 * width..10 * width]);
+        let split = cached_attention(&queries, &parts, heads, shape);
+        assert_eq!(split[..time * width], whole);
+        assert_eq!(split[time * width..], whole[9 * width..10 * width]);
+    }
+}
+
+#[test]
+fn adamw_takes_the_steps_of_its_definition() {
+    let device = Device::flex();
+    let settings = AdamW {
+        learning_rate: 1e-2,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    let shape = [129, 257];
+    let mut parameter = tensor::<2>(1, shape, &device);
+    let mut exact: Vec<f64> = numbers(parameter.clone())
+        .iter()
+        .map(|&x| f64::from(x))
+        .collect();
+    let mut moments = Moments::zeros_like(&parameter);
+    let mut averages = vec![(0.0f64, 0.0f64); exact.len()];
+    for step in 1..=5u64 {
+        let gradient = tensor::<2>(step + 1, shape, &device);
+        let values = numbers(gradient.clone());
+        (parameter, moments) = adamw_step(parameter, gradient, moments, &settings, step);
+        for ((p, (m, v)), g) in exact.iter_mut().zip(&mut averages).zip(values) {
+            let g = f64::from(g);
+            *m = 0.9 * *m + 0.1 * g;
+            *v = 0.95 * *v + 0.05 * g * g;
+            let m = *m / (1.0 - 0.9f64.powf(step as f64));
+            let v = *v / (1.0 - 0.95f64.powf(step as f64));
+            *p = *p * (1.0 - 1e-2 * 0.1) - 1e-2 * m / (v.sqrt() + 1e-8);
+        }
+    }
+    let exact: Vec<f32> = exact.iter().map(|&x| x as f32).collect();
+    close("adamw_step", &numbers(parameter), &exact);
+}
+
+#[test]
+fn adamw_leaves_shared_tensors_alone() {
+    let device = Device::flex();
+    let parameter = tensor::<1>(1, [10], &device);
+    let before = numbers(parameter.clone());
+    let settings = AdamW {
+        learning_rate: 1.0,
+        beta1: 0.9,
+        beta2: 0.9,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+    };
+    let moments = Moments::zeros_like(&parameter);
+    let (next, _) = adamw_step(
+        parameter.clone(),
+        tensor(2, [10], &device),
+        moments,
+        &settings,
+        1,
+    );
+    assert_eq!(numbers(parameter), before);
+    assert_ne!(numbers(next), before);
+}
+
+#[test]
+fn squared_norm_is_the_sum_of_squares() {
+    let device = Device::flex();
+    let x = tensor::<2>(1, [301, 333], &device);
+    let exact: f64 = numbers(x.clone())
+        .iter()
+        .map(|&x| f64::from(x) * f64::from(x))
+        .sum();
+    assert!((squared_norm(&x) - exact).abs() < 1e-12 * exact);
+    let part = x.slice([3..5, 0..333]);
+    let exact: f64 = numbers(part.clone())
+        .iter()
+        .map(|&x| f64::from(x) * f64::from(x))
+        .sum();
+    assert!((squared_norm(&part) - exact).abs() < 1e-12 * exact);
+}
+
+#[test]
+fn frozen_weights_get_no_gradient() {
+    let device = Device::flex().autodiff();
+    let x = tensor::<2>(1, [3, 4], &device).require_grad();
+    let weight = tensor::<2>(2, [5, 4], &device);
+    let gradients = linear(x.clone(), weight.clone(), None).sum().backward();
+    assert!(x.grad(&gradients).is_some());
+    assert!(weight.grad(&gradients).is_none());
+}
