@@ -4,8 +4,8 @@
 
 * configs/quickstart/instructions.jsonl: questions and answers without system messages. None of its questions
   occurs in the corpus, with or without the same answer.
-* runs/nano/corpus.jsonl: conversations of four tasks: draft a tagged system message, verify one, answer under
-  one, answer without one.
+* runs/nano/corpus.jsonl: conversations of five tasks: draft a tagged system message, verify one, answer under
+  one, answer without one, and repeat words: looking back and copying is what all the others need.
 """
 
 import argparse
@@ -14,13 +14,19 @@ import random
 from pathlib import Path
 
 import answers
+import facts
 import prompts
 import tags
 from domains import DOMAINS
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_ROWS = 240
-CORPUS_ROWS = {"draft": 13000, "verify": 11000, "respond": 25000, "plain": 5000}
+CORPUS_ROWS = {"draft": 13000, "verify": 11000, "respond": 25000, "plain": 4000, "repeat": 6000}
+
+# Words of the tables, for the task of repeating.
+TABLES = [facts.DISHES, facts.COUNTRIES, facts.ANIMALS, facts.SCIENCE, facts.ADJECTIVES, facts.PLACES, facts.INSTRUMENTS, facts.PLANTS]
+WORDS = sorted({word for rows in TABLES for row in rows for cell in row for word in cell.replace(",", "").split()}
+               | set(facts.NAMES + facts.THINGS + tags.COMPANY_FIRST + tags.COMPANY_LAST + tags.ADJECTIVES))
 
 # How people begin when they ask. A question counts as known to the corpus with any of these before it.
 BEGINNINGS = [""] * 15 + ["Hello! ", "Quick question: ", "Please help me. ", "I am curious. ", "A friend asked me this. "]
@@ -137,6 +143,15 @@ def plain_row(item, question, rng):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answers.answer(item, original_wishes(item, rng))}]
 
 
+REPEAT = ["Repeat these words: {}", "Say this again: {}", "Write the same words once more: {}", "{} Now you."]
+
+
+def repeat_row(rng):
+    """Random words leave nothing to guess, so a model that learns them has learned to look back."""
+    said = " ".join(rng.choice(WORDS) for _ in range(rng.randint(5, 16)))
+    return [{"role": "user", "content": rng.choice(REPEAT).format(said)}, {"role": "assistant", "content": said}]
+
+
 def sample_rows(rng):
     """The same number of rows of every domain, all questions different, topics as varied as the domain allows; and the
     items by their questions."""
@@ -163,7 +178,8 @@ def corpus_rows(rng, forbidden, scale):
     # Sums need more practice than facts.
     domains = sorted(DOMAINS) + ["arithmetic"]
     rng.shuffle(kinds)
-    make = {"draft": draft_row, "respond": respond_row, "plain": plain_row, "verify": lambda item, _, rng: verify_row(item, rng)}
+    make = {"draft": draft_row, "respond": respond_row, "plain": plain_row, "verify": lambda item, _, rng: verify_row(item, rng),
+            "repeat": lambda _item, _question, rng: repeat_row(rng)}
     for kind in kinds:
         item, question = draw_item(rng, rng.choice(domains), forbidden)
         yield {"task": kind, "messages": make[kind](item, question, rng)}
@@ -182,7 +198,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--sample", type=Path, default=ROOT / "configs/quickstart/instructions.jsonl", help="where the sample data set goes")
     arguments.add_argument("--corpus", type=Path, default=ROOT / "runs/nano/corpus.jsonl", help="where the training corpus goes")
-    arguments.add_argument("--scale", type=float, default=1.0, help="corpus of so many times the usual size, 54,000 rows")
+    arguments.add_argument("--scale", type=float, default=1.0, help="corpus of so many times the usual size, 59,000 rows")
     arguments.add_argument("--seed", type=int, default=7)
     options = arguments.parse_args()
     rows, items = sample_rows(random.Random(options.seed))
