@@ -2,7 +2,7 @@
 //! to `sysgen-data`.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -118,7 +118,7 @@ impl Iterator for Lines {
 }
 
 /// The first bytes (at most 3), and a reader that still gives them.
-fn peek<R: Read>(mut reader: R) -> io::Result<(Vec<u8>, Chain<Cursor<Vec<u8>>, R>)> {
+fn peek<R: Read>(mut reader: R) -> io::Result<(Vec<u8>, impl Read + use<R>)> {
     let mut start = Vec::new();
     reader.by_ref().take(3).read_to_end(&mut start)?;
     Ok((start.clone(), Cursor::new(start).chain(reader)))
