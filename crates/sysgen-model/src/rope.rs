@@ -185,3 +185,43 @@ impl Bands {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn longrope() -> Value {
+        json!({
+            "rope_theta": 10000.0, "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.5,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0]}
+        })
+    }
+
+    #[test]
+    fn longrope_changes_frequencies_beyond_the_original_length() {
+        let rope = Rope::from_json(&longrope(), 8, 131_072).unwrap();
+        assert_eq!(rope.rotary_dim, 4);
+        assert_eq!(rope.frequencies_for(4096), [1.0, 0.01 / 2.0]);
+        assert_eq!(rope.frequencies_for(4097), [1.0 / 4.0, 0.01 / 8.0]);
+        // sqrt(1 + ln(32) / ln(4096)), the value published for Phi-3 with 128k tokens.
+        assert!(
+            (rope.attention_factor - 1.190_238).abs() < 1e-6,
+            "{}",
+            rope.attention_factor
+        );
+    }
+
+    #[test]
+    fn longrope_with_the_wrong_number_of_factors_is_refused() {
+        let message = Rope::from_json(&longrope(), 16, 131_072)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("short_factor") && message.contains('4'),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! Gradients of the mean loss, through the same path that training takes.
+
+use std::collections::BTreeMap;
+
+use crate::case::{Case, GRADIENT, GRADIENT_NORM, assert_close, assert_relative, cases};
+
+fn gradients(case: &Case, batch: &str) -> BTreeMap<String, Vec<f32>> {
+    let decoder = case.decoder().autodiff();
+    let (loss, _) = case.loss(&decoder, batch);
+    let mut gradients = loss.backward();
+    let parameters = decoder.parameters().into_iter();
+    parameters
+        .map(|parameter| {
+            (
+                parameter.name,
+                parameter
+                    .tensor
+                    .take_gradient(&mut gradients)
+                    .unwrap()
+                    .to_vec(),
+            )
+        })
+        .collect()
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values
+        .iter()
+        .map(|value| f64::from(*value).powi(2))
+        .sum::<f64>()
+        .sqrt()
+}
+
+#[test]
+fn golden_gradients_of_padded_and_packed_rows() {
+    for case in cases() {
+        for batch in ["batch_right", "packed"] {
+            let ours = gradients(case, batch);
+            let norms = case
+                .json
+                .pointer("/batch_right/grad_norm_per_param")
+                .unwrap()
+                .as_object()
+                .unwrap();
+            let names: Vec<&String> = ours.keys().collect();
+            let mut expected: Vec<&String> = norms.keys().collect();
+            expected.sort();
+            assert_eq!(names, expected, "{}: names", case.name);
+            for (name, reference) in norms {
+                assert_relative(
+                    &format!("{}: {batch}: {name}", case.name),
+                    norm(&ours[name]),
+                    reference.as_f64().unwrap(),
+                    GRADIENT_NORM,
+                );
+            }
+            let global = ours
+                .values()
+                .map(|values| norm(values).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            assert_relative(
+                &format!("{}: {batch}: global norm", case.name),
+                global,
+                case.number("/batch_right/grad_norm"),
+                GRADIENT_NORM,
+            );
+            for name in case
+                .json
+                .pointer("/batch_right/grads_saved")
+                .unwrap()
+                .as_array()
+                .unwrap()
+            {
+                let name = name.as_str().unwrap();
+                assert_close(
+                    &format!("{}: {batch}: {name}", case.name),
+                    &ours[name],
+                    &case.floats(&format!("grad.{name}")),
+                    GRADIENT,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn golden_packed_gradients_equal_those_of_separate_rows() {
+    for case in cases() {
+        let (packed, padded) = (gradients(case, "packed"), gradients(case, "batch_right"));
+        for (name, values) in &packed {
+            assert_close(
+                &format!("{}: {name}", case.name),
+                values,
+                &padded[name],
+                GRADIENT,
+            );
+        }
+    }
+}
