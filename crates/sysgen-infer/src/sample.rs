@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_wide_nucleus_in_a_large_vocabulary_is_whole() {
-        let logits: Vec<f32> = (0..3000).map(|id| (id % 7) as f32 * 0.01).collect();
+        let logits: Vec<f32> = (0..300).map(|id| (id % 7) as f32 * 0.01).collect();
         let order = best_first(&logits, logits.len());
         let kept = nucleus(&logits, 1.0, &order, 0.9);
         let drawn = counts(
@@ -348,7 +348,7 @@ mod tests {
                 ..SAMPLING
             },
             &logits,
-            300_000,
+            20_000,
         );
         let expected = softmax(&logits, 1.0, |id| kept.contains(&id));
         assert_follows(&drawn, &expected);
