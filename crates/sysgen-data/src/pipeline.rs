@@ -94,7 +94,8 @@ pub fn is_complete_with(config: &RunConfig, model: &ModelIdentity) -> Result<boo
         return Ok(false);
     }
     let plan = Plan::new(config, generate)?;
-    Ok(manifest.key == key(config, generate, &plan, model)?
+    Ok(manifest.funnel.kept > 0
+        && manifest.key == key(config, generate, &plan, model)?
         && manifest.dataset_hash == hash_file(&dataset_path(config))?)
 }
 

@@ -46,7 +46,7 @@ impl PromptFile {
             );
         }
         let has = |place: &&str| prompt.user.contains(*place) || prompt.system.contains(*place);
-        if !needs.iter().any(|place| has(place)) {
+        if !needs.iter().any(has) {
             bail!(
                 "{key}: {} has none of the places {}, so every row would get the same prompt",
                 path.display(),
