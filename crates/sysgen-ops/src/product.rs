@@ -1,7 +1,7 @@
 //! The matrix product behind [`linear`](crate::linear) and attention: `C += A · B`, one thread, B and C row-major, A with any strides.
 //!
 //! Every element of C is one chain of fused multiply-adds over `k`, in ascending order, whatever the tiling, so a
-//! row's bits do not depend on its neighbours. Where that does not matter (weight gradients), faer's product is used.
+//! row's bits do not depend on its neighbours. General libraries choose their order of summation by the matrix's size.
 
 use pulp::{MemMask, Simd, WithSimd};
 

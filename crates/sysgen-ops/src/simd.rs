@@ -1,15 +1,52 @@
 //! Loops compiled for the CPU at hand, and the elementary functions they need.
-//! The crate is built for plain x86-64; [`vectorised`] picks AVX-512, AVX2 or NEON code at run time.
+//! The crate is built for plain x86-64; [`vectorised!`] picks AVX-512, AVX2 or NEON code at run time.
 
 use std::f32::consts::LOG2_E;
 
 /// Numbers one task of an elementwise operation takes: shorter slices stay on the calling thread.
 pub(crate) const TASK: usize = 1 << 14;
 
-/// Runs a closure whose loops (and `#[inline(always)]` callees) are compiled for this CPU's widest vectors.
-pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
+/// Defines functions whose loops (and `#[inline(always)]` callees) are compiled for this CPU's widest vectors.
+///
+/// A macro and not a function that takes a closure: a long closure would not be inlined into the function that has
+/// the CPU's features, and then every `mul_add` in it would be a call into libm.
+macro_rules! vectorised {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn plain($($arg: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $type),*) $(-> $result)? {
+                    plain($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) $(-> $result)? {
+                    plain($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("fma")
+                {
+                    // SAFETY: the features are there.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the features are there.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            plain($($arg),*)
+        }
+    )*};
 }
+pub(crate) use vectorised;
 
 /// Independent partial results of [`max`] and [`dot`]: they fill vector registers, in an order that never varies.
 const LANES: usize = 16;
@@ -138,7 +175,7 @@ mod tests {
         let steps = 200_000;
         for step in 0..=steps {
             let x = from + (to - from) * step as f32 / steps as f32;
-            let (ours, exact) = (f64::from(vectorised(|| ours(x))), exact(f64::from(x)));
+            let (ours, exact) = (f64::from(ours(x)), exact(f64::from(x)));
             let error = (ours - exact).abs() / exact.abs().max(1e-30);
             assert!(error < RELATIVE, "{name}({x}): {ours} for {exact}");
         }

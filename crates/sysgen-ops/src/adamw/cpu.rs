@@ -35,40 +35,54 @@ pub(super) fn step(
         .zip(gradient.par_chunks(TASK))
         .zip(first.par_chunks_mut(TASK).zip(second.par_chunks_mut(TASK)))
         .for_each(|((parameter, gradient), (first, second))| {
-            vectorised(|| {
-                let moments = first.iter_mut().zip(second);
-                for ((p, &g), (m, v)) in parameter.iter_mut().zip(gradient).zip(moments) {
-                    *m += (g - *m) * blend;
-                    *v = *v * old + g * g * new;
-                    let root = v.sqrt() / root_correction + epsilon;
-                    *p = *p * keep - size * (*m / root);
-                }
-            });
+            update(
+                parameter,
+                gradient,
+                first,
+                second,
+                [keep, blend, old, new, root_correction, size, epsilon],
+            );
         });
 }
 
 /// `Σ x²` in f64.
 pub(super) fn squared_norm(values: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    let partial: Vec<f64> = values
-        .par_chunks(TASK)
-        .map(|values| {
-            vectorised(|| {
-                let mut lanes = [0.0f64; LANES];
-                let chunks = values.chunks_exact(LANES);
-                let rest = chunks.remainder();
-                for chunk in chunks {
-                    for lane in 0..LANES {
-                        let x = f64::from(chunk[lane]);
-                        lanes[lane] += x * x;
-                    }
-                }
-                for (lane, &x) in lanes.iter_mut().zip(rest) {
-                    *lane += f64::from(x) * f64::from(x);
-                }
-                lanes.iter().sum()
-            })
-        })
-        .collect();
+    let partial: Vec<f64> = values.par_chunks(TASK).map(sum_of_squares).collect();
     partial.iter().sum()
+}
+
+vectorised! {
+    fn update(
+        parameter: &mut [f32],
+        gradient: &[f32],
+        first: &mut [f32],
+        second: &mut [f32],
+        scalars: [f32; 7],
+    ) {
+        let [keep, blend, old, new, root_correction, size, epsilon] = scalars;
+        let moments = first.iter_mut().zip(second);
+        for ((p, &g), (m, v)) in parameter.iter_mut().zip(gradient).zip(moments) {
+            *m += (g - *m) * blend;
+            *v = *v * old + g * g * new;
+            let root = v.sqrt() / root_correction + epsilon;
+            *p = *p * keep - size * (*m / root);
+        }
+    }
+
+    fn sum_of_squares(values: &[f32]) -> f64 {
+        const LANES: usize = 16;
+        let mut lanes = [0.0f64; LANES];
+        let chunks = values.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                let x = f64::from(chunk[lane]);
+                lanes[lane] += x * x;
+            }
+        }
+        for (lane, &x) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+        lanes.iter().sum()
+    }
 }

@@ -78,7 +78,7 @@ pub fn cached_attention(
         let first = shape
             .window
             .map_or(0, |window| (position + 1).saturating_sub(window));
-        vectorised(|| attend(q, run, width, head * size, first..position + 1, shape, out));
+        attend(q, run, width, head * size, first..position + 1, shape, out);
     };
     let work: usize = rows
         .iter()
@@ -94,39 +94,41 @@ pub fn cached_attention(
     out
 }
 
-/// One query of one head. `offset` is where the head lies in a cached row of `width`.
-#[inline(always)]
-fn attend(
-    q: &[f32],
-    run: &CachedRun,
-    width: usize,
-    offset: usize,
-    visible: Range<usize>,
-    shape: AttentionShape,
-    out: &mut [f32],
-) {
-    let size = q.len();
-    let mut scores: Vec<f32> = visible
-        .clone()
-        .map(|j| dot(q, &run.keys[j * width + offset..][..size]) * shape.scale)
-        .collect();
-    if let Some(cap) = shape.softcap {
+vectorised! {
+    /// One query of one head. `offset` is where the head lies in a cached row of `width`.
+    fn attend(
+        q: &[f32],
+        run: &CachedRun<'_>,
+        width: usize,
+        offset: usize,
+        visible: Range<usize>,
+        shape: AttentionShape,
+        out: &mut [f32],
+    ) {
+        let size = q.len();
+        // Loops and no `collect`: only what is inlined here is compiled for the CPU's vectors.
+        let mut scores = vec![0.0; visible.len()];
+        for (score, j) in scores.iter_mut().zip(visible.clone()) {
+            *score = dot(q, &run.keys[j * width + offset..][..size]) * shape.scale;
+        }
+        if let Some(cap) = shape.softcap {
+            for score in &mut scores {
+                *score = cap * tanh(*score / cap);
+            }
+        }
+        let max = max(&scores);
         for score in &mut scores {
-            *score = cap * tanh(*score / cap);
+            *score = exp(*score - max);
         }
-    }
-    let max = max(&scores);
-    for score in &mut scores {
-        *score = exp(*score - max);
-    }
-    let total = sum(&scores);
-    for (&weight, j) in scores.iter().zip(visible) {
-        let value = &run.values[j * width + offset..][..size];
-        for (out, &value) in out.iter_mut().zip(value) {
-            *out = weight.mul_add(value, *out);
+        let total = sum(&scores);
+        for (&weight, j) in scores.iter().zip(visible) {
+            let value = &run.values[j * width + offset..][..size];
+            for (out, &value) in out.iter_mut().zip(value) {
+                *out = weight.mul_add(value, *out);
+            }
         }
-    }
-    for out in out {
-        *out /= total;
+        for out in out {
+            *out /= total;
+        }
     }
 }

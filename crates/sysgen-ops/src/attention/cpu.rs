@@ -4,6 +4,8 @@
 //! `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ∘ (dP − rowsum(dO ∘ O))`, `dQ = dS K`, `dK = dSᵀ Q`
 //! (FlashAttention-2, algorithm 2).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::AttentionShape;
@@ -65,7 +67,7 @@ impl Fused for Attention {
                 let mut scale = [0.0; BLOCK];
                 for (index, scores) in scores.chunks_exact_mut(width).enumerate() {
                     let i = block.from + index;
-                    let (total, log_sum) = vectorised(|| self.exponents(scores, block, i));
+                    let (total, log_sum) = exponents(scores, self.visible(block, i), self.shape);
                     scale[index] = if total > 0.0 || total.is_nan() {
                         1.0 / total
                     } else {
@@ -130,13 +132,15 @@ impl Fused for Attention {
                     let i = block.from + index;
                     let log_sum = pass.saved[(row * self.heads + block.head) * self.time + i];
                     let here = at + index * q_stride;
-                    vectorised(|| {
-                        let delta = dot(
-                            &pass.output[here..here + self.size],
-                            &pass.gradient[here..here + self.size],
-                        );
-                        self.score_gradient(weights, d_scores, block, i, log_sum, delta);
-                    });
+                    score_gradient(
+                        weights,
+                        d_scores,
+                        self.visible(block, i),
+                        self.shape,
+                        log_sum,
+                        &pass.output[here..here + self.size],
+                        &pass.gradient[here..here + self.size],
+                    );
                 }
                 let (low, kv_stride) = self.kv_at(row, block.low, kv_head);
                 // SAFETY: the offsets are inside tensors of these shapes; this task alone writes this kv head's
@@ -259,18 +263,18 @@ impl Attention {
         }
         first - block.low..i - block.low + 1
     }
+}
 
+vectorised! {
     /// Turns raw products into `exp(s − max)`, 0 out of sight. Returns their sum and the log-sum-exp.
-    #[inline(always)]
-    fn exponents(&self, scores: &mut [f32], block: Block, i: usize) -> (f32, f32) {
-        let visible = self.visible(block, i);
+    fn exponents(scores: &mut [f32], visible: Range<usize>, shape: AttentionShape) -> (f32, f32) {
         scores[..visible.start].fill(0.0);
         scores[visible.end..].fill(0.0);
         let scores = &mut scores[visible];
         if scores.is_empty() {
             return (0.0, 0.0);
         }
-        self.scale_and_cap(scores);
+        scale_and_cap(scores, shape);
         let max = max(scores);
         for score in scores.iter_mut() {
             *score = exp(*score - max);
@@ -280,25 +284,23 @@ impl Attention {
     }
 
     /// Turns raw products into P, and `d_scores` from dP into the gradient of the raw products.
-    #[inline(always)]
     fn score_gradient(
-        &self,
         weights: &mut [f32],
         d_scores: &mut [f32],
-        block: Block,
-        i: usize,
+        visible: Range<usize>,
+        shape: AttentionShape,
         log_sum: f32,
-        delta: f32,
+        output: &[f32],
+        gradient: &[f32],
     ) {
-        let visible = self.visible(block, i);
         for row in [&mut *weights, &mut *d_scores] {
             row[..visible.start].fill(0.0);
             row[visible.end..].fill(0.0);
         }
         let (weights, d_scores) = (&mut weights[visible.clone()], &mut d_scores[visible]);
-        let scale = self.shape.scale;
-        self.scale_and_cap(weights);
-        match self.shape.softcap {
+        let (scale, delta) = (shape.scale, dot(output, gradient));
+        scale_and_cap(weights, shape);
+        match shape.softcap {
             None => {
                 for (weight, d_score) in weights.iter_mut().zip(d_scores) {
                     *weight = exp(*weight - log_sum);
@@ -314,20 +316,20 @@ impl Attention {
             }
         }
     }
+}
 
-    #[inline(always)]
-    fn scale_and_cap(&self, scores: &mut [f32]) {
-        let scale = self.shape.scale;
-        match self.shape.softcap {
-            None => {
-                for score in scores {
-                    *score *= scale;
-                }
+#[inline(always)]
+fn scale_and_cap(scores: &mut [f32], shape: AttentionShape) {
+    let scale = shape.scale;
+    match shape.softcap {
+        None => {
+            for score in scores {
+                *score *= scale;
             }
-            Some(cap) => {
-                for score in scores {
-                    *score = cap * tanh(*score * scale / cap);
-                }
+        }
+        Some(cap) => {
+            for score in scores {
+                *score = cap * tanh(*score * scale / cap);
             }
         }
     }

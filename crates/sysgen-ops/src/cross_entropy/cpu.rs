@@ -1,6 +1,5 @@
 //! `linear_cross_entropy` on the CPU: logits exist for one chunk of positions at a time, and once more going back.
 
-use faer::Accum;
 use rayon::prelude::*;
 
 use crate::fused::{Fused, Pass};
@@ -44,16 +43,7 @@ impl Fused for LinearCrossEntropy {
                 .zip(targets)
                 .with_min_len(8)
                 .for_each(|(((logits, loss), log_sum), &target)| {
-                    vectorised(|| {
-                        cap(logits, self.softcap);
-                        let target = logits[target as usize];
-                        let max = max(logits);
-                        for logit in logits.iter_mut() {
-                            *logit = exp(*logit - max);
-                        }
-                        *log_sum = max + sum(logits).ln();
-                        *loss = *log_sum - target;
-                    });
+                    (*loss, *log_sum) = loss_of(logits, target as usize, self.softcap);
                 });
         }
         (losses, sums)
@@ -78,43 +68,58 @@ impl Fused for LinearCrossEntropy {
                 .zip(targets)
                 .with_min_len(8)
                 .for_each(|(((logits, &gradient), &log_sum), &target)| {
-                    vectorised(|| {
-                        cap(logits, self.softcap);
-                        let target = target as usize;
-                        let at_target = logits[target];
-                        match self.softcap {
-                            None => {
-                                for logit in logits.iter_mut() {
-                                    *logit = exp(*logit - log_sum) * gradient;
-                                }
-                                logits[target] -= gradient;
-                            }
-                            Some(cap) => {
-                                let slope = |l: f32| 1.0 - (l / cap) * (l / cap);
-                                for logit in logits.iter_mut() {
-                                    let l = *logit;
-                                    *logit = exp(l - log_sum) * gradient * slope(l);
-                                }
-                                logits[target] -= gradient * slope(at_target);
-                            }
-                        }
-                    });
+                    gradient_of(logits, target as usize, self.softcap, gradient, log_sum);
                 });
             if pass.wanted[0] {
                 d_hidden.extend(times_weight(&logits, head, self.dim, self.vocab));
             }
             if pass.wanted[1] {
-                add_outer(
-                    &logits,
-                    hidden,
-                    self.vocab,
-                    self.dim,
-                    Accum::Add,
-                    &mut d_head,
-                );
+                add_outer(&logits, hidden, self.vocab, self.dim, &mut d_head);
             }
         }
         vec![d_hidden, d_head]
+    }
+}
+
+vectorised! {
+    /// Loss and log-sum-exp of one position; overwrites its logits.
+    fn loss_of(logits: &mut [f32], target: usize, softcap: Option<f32>) -> (f32, f32) {
+        cap(logits, softcap);
+        let target = logits[target];
+        let max = max(logits);
+        for logit in logits.iter_mut() {
+            *logit = exp(*logit - max);
+        }
+        let log_sum = max + sum(logits).ln();
+        (log_sum - target, log_sum)
+    }
+
+    /// Turns one position's logits into their gradient.
+    fn gradient_of(
+        logits: &mut [f32],
+        target: usize,
+        softcap: Option<f32>,
+        gradient: f32,
+        log_sum: f32,
+    ) {
+        cap(logits, softcap);
+        let at_target = logits[target];
+        match softcap {
+            None => {
+                for logit in logits.iter_mut() {
+                    *logit = exp(*logit - log_sum) * gradient;
+                }
+                logits[target] -= gradient;
+            }
+            Some(cap) => {
+                let slope = |l: f32| 1.0 - (l / cap) * (l / cap);
+                for logit in logits.iter_mut() {
+                    let l = *logit;
+                    *logit = exp(l - log_sum) * gradient * slope(l);
+                }
+                logits[target] -= gradient * slope(at_target);
+            }
+        }
     }
 }
 

@@ -38,68 +38,81 @@ impl Fused for Gated {
     fn forward(&self, inputs: &[&[f32]]) -> (Vec<f32>, Vec<f32>) {
         let (gate, up) = (inputs[0], inputs[1]);
         let mut out = vec![0.0; gate.len()];
-        match self {
-            Self::Silu => forward(silu, gate, up, &mut out),
-            Self::GeluTanh => forward(gelu_tanh, gate, up, &mut out),
-        }
+        forward(*self, gate, up, &mut out);
         (out, Vec::new())
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
         let mut gate = vec![0.0; pass.gradient.len()];
         let mut up = vec![0.0; pass.gradient.len()];
-        match self {
-            Self::Silu => backward(silu, &pass, &mut gate, &mut up),
-            Self::GeluTanh => backward(gelu_tanh, &pass, &mut gate, &mut up),
-        }
+        backward(*self, &pass, &mut gate, &mut up);
         vec![gate, up]
     }
 }
 
-fn forward(
-    activation: impl Fn(f32) -> (f32, f32) + Copy + Sync,
-    gate: &[f32],
-    up: &[f32],
-    out: &mut [f32],
-) {
-    let parts = out
-        .par_chunks_mut(TASK)
+fn forward(kind: Gated, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    out.par_chunks_mut(TASK)
         .zip(gate.par_chunks(TASK))
-        .zip(up.par_chunks(TASK));
-    parts.with_min_len(2).for_each(|((out, gate), up)| {
-        vectorised(|| {
-            for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                *out = activation(gate).0 * up;
-            }
-        });
-    });
+        .zip(up.par_chunks(TASK))
+        .for_each(|((out, gate), up)| forward_part(kind, gate, up, out));
 }
 
-fn backward(
-    activation: impl Fn(f32) -> (f32, f32) + Copy + Sync,
-    pass: &Pass,
-    gate_gradient: &mut [f32],
-    up_gradient: &mut [f32],
-) {
+fn backward(kind: Gated, pass: &Pass, d_gate: &mut [f32], d_up: &mut [f32]) {
     let (gate, up) = (pass.inputs[0], pass.inputs[1]);
-    let outputs = gate_gradient
+    d_gate
         .par_chunks_mut(TASK)
-        .zip(up_gradient.par_chunks_mut(TASK));
-    let inputs = gate
-        .par_chunks(TASK)
-        .zip(up.par_chunks(TASK))
-        .zip(pass.gradient.par_chunks(TASK));
-    outputs
-        .zip(inputs)
-        .for_each(|((d_gate, d_up), ((gate, up), gradient))| {
-            vectorised(|| {
-                let outputs = d_gate.iter_mut().zip(d_up);
-                let inputs = gate.iter().zip(up).zip(gradient);
-                for ((d_gate, d_up), ((&gate, &up), &gradient)) in outputs.zip(inputs) {
-                    let (value, slope) = activation(gate);
-                    *d_gate = gradient * up * slope;
-                    *d_up = gradient * value;
-                }
-            });
+        .zip(d_up.par_chunks_mut(TASK))
+        .zip(gate.par_chunks(TASK).zip(up.par_chunks(TASK)))
+        .zip(pass.gradient.par_chunks(TASK))
+        .for_each(|(((d_gate, d_up), (gate, up)), gradient)| {
+            backward_part(kind, gate, up, gradient, d_gate, d_up);
         });
+}
+
+vectorised! {
+    fn forward_part(kind: Gated, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match kind {
+            Gated::Silu => values(silu, gate, up, out),
+            Gated::GeluTanh => values(gelu_tanh, gate, up, out),
+        }
+    }
+
+    fn backward_part(
+        kind: Gated,
+        gate: &[f32],
+        up: &[f32],
+        gradient: &[f32],
+        d_gate: &mut [f32],
+        d_up: &mut [f32],
+    ) {
+        match kind {
+            Gated::Silu => gradients(silu, gate, up, gradient, d_gate, d_up),
+            Gated::GeluTanh => gradients(gelu_tanh, gate, up, gradient, d_gate, d_up),
+        }
+    }
+}
+
+#[inline(always)]
+fn values(activation: impl Fn(f32) -> (f32, f32), gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = activation(gate).0 * up;
+    }
+}
+
+#[inline(always)]
+fn gradients(
+    activation: impl Fn(f32) -> (f32, f32),
+    gate: &[f32],
+    up: &[f32],
+    gradient: &[f32],
+    d_gate: &mut [f32],
+    d_up: &mut [f32],
+) {
+    let outputs = d_gate.iter_mut().zip(d_up);
+    let inputs = gate.iter().zip(up).zip(gradient);
+    for ((d_gate, d_up), ((&gate, &up), &gradient)) in outputs.zip(inputs) {
+        let (value, slope) = activation(gate);
+        *d_gate = gradient * up * slope;
+        *d_up = gradient * value;
+    }
 }

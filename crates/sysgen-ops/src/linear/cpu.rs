@@ -1,18 +1,17 @@
-//! `linear` on the CPU: packed panels of the weight, spread over the cores.
+//! `linear` on the CPU: three products over packed panels of the right-hand side, spread over the cores.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::fused::{Fused, Pass};
+use crate::linear::pack::pack;
 use crate::product::{MAX_TILE_COLUMNS, Product, Shared};
 
 /// Multiply-adds below which waking other threads costs more than it gives.
 const PARALLEL_WORK: usize = 1 << 18;
 /// Numbers of one weight row that are packed at a time; a panel of `48 × 512` stays in the second-level cache.
 const DEPTH: usize = 512;
-/// Rows of x one task takes with a panel.
-const TASK_ROWS: usize = 1024;
+/// Rows of the result one task takes with a panel, at least and at most.
+const TASK_ROWS: (usize, usize) = (64, 1024);
 
 /// The fused operation; inputs are x, weight and, if there is one, bias.
 #[derive(Debug)]
@@ -35,7 +34,8 @@ impl Fused for Linear {
             results[0] = times_weight(pass.gradient, weight, self.input, self.output);
         }
         if pass.wanted[1] {
-            results[1] = outer(pass.gradient, x, self.output, self.input);
+            results[1] = vec![0.0; self.output * self.input];
+            add_outer(pass.gradient, x, self.output, self.input, &mut results[1]);
         }
         if pass.wanted.len() == 3 && pass.wanted[2] {
             let mut sums = vec![0.0; self.output];
@@ -65,69 +65,14 @@ pub(crate) fn project(
         assert_eq!(bias.len(), output, "linear: bias [out]");
         y.chunks_mut(output).for_each(|y| y.copy_from_slice(bias));
     }
-    let shared = Shared(y.as_mut_ptr());
-    let panels = output.div_ceil(MAX_TILE_COLUMNS);
-    let blocks = rows.div_ceil(TASK_ROWS);
-    let task = |index: usize| {
-        let (panel, block) = (index / blocks, index % blocks);
-        let column = panel * MAX_TILE_COLUMNS;
-        let columns = (output - column).min(MAX_TILE_COLUMNS);
-        let row = block * TASK_ROWS;
-        let count = (rows - row).min(TASK_ROWS);
-        let mut packed = vec![0.0; columns * DEPTH.min(input)];
-        for depth in (0..input).step_by(DEPTH) {
-            let taken = (input - depth).min(DEPTH);
-            pack(
-                &weight[column * input + depth..],
-                input,
-                columns,
-                taken,
-                &mut packed,
-            );
-            let product = Product {
-                a: x[row * input + depth..].as_ptr(),
-                a_row: input,
-                a_column: 1,
-                b: packed.as_ptr(),
-                b_row: columns,
-                // SAFETY: inside y.
-                c: unsafe { shared.at(row * output + column) },
-                c_row: output,
-                m: count,
-                n: columns,
-                k: taken,
-                accumulate: true,
-            };
-            // SAFETY: the slices above cover the matrices; tasks own disjoint blocks of y.
-            unsafe { product.run() };
-        }
-    };
-    let work = rows * input * output;
-    if work < PARALLEL_WORK {
-        (0..panels * blocks).for_each(task);
-    } else {
-        // A task should be worth its overhead when rows are few.
-        let together = (PARALLEL_WORK / 4 * panels * blocks / work.max(1)).max(1);
-        (0..panels * blocks)
-            .into_par_iter()
-            .with_min_len(together)
-            .for_each(task);
-    }
+    add_product(
+        x,
+        (input, 1),
+        Right::Transposed(weight),
+        (rows, output, input),
+        &mut y,
+    );
     y
-}
-
-/// `packed[k, j] = weight[j, k]` for `columns` rows and `depth` columns of a weight whose rows are `stride` apart.
-fn pack(weight: &[f32], stride: usize, columns: usize, depth: usize, packed: &mut [f32]) {
-    const BLOCK: usize = 16;
-    for k0 in (0..depth).step_by(BLOCK) {
-        let k1 = (k0 + BLOCK).min(depth);
-        for j in 0..columns {
-            let row = &weight[j * stride..];
-            for k in k0..k1 {
-                packed[k * columns + j] = row[k];
-            }
-        }
-    }
 }
 
 /// `gradient[rows, output] · weight[output, input]`.
@@ -139,49 +84,102 @@ pub(crate) fn times_weight(
 ) -> Vec<f32> {
     let rows = gradient.len() / output.max(1);
     let mut result = vec![0.0; rows * input];
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut result, rows, input),
-        Accum::Replace,
-        MatRef::from_row_major_slice(gradient, rows, output),
-        MatRef::from_row_major_slice(weight, output, input),
-        1.0,
-        parallelism(rows * input * output),
+    let size = (rows, input, output);
+    add_product(
+        gradient,
+        (output, 1),
+        Right::Plain(weight),
+        size,
+        &mut result,
     );
     result
 }
 
-/// `aᵀ · b` for `a[rows, m]` and `b[rows, n]`.
-fn outer(a: &[f32], b: &[f32], m: usize, n: usize) -> Vec<f32> {
-    let mut result = vec![0.0; m * n];
-    add_outer(a, b, m, n, Accum::Replace, &mut result);
-    result
-}
-
-/// `result (+)= aᵀ · b`.
-pub(crate) fn add_outer(
-    a: &[f32],
-    b: &[f32],
-    m: usize,
-    n: usize,
-    accumulate: Accum,
-    result: &mut [f32],
-) {
+/// `result[m, n] += aᵀ · b` for `a[rows, m]` and `b[rows, n]`.
+pub(crate) fn add_outer(a: &[f32], b: &[f32], m: usize, n: usize, result: &mut [f32]) {
     let rows = a.len() / m.max(1);
-    matmul(
-        MatMut::from_row_major_slice_mut(result, m, n),
-        accumulate,
-        MatRef::from_row_major_slice(a, rows, m).transpose(),
-        MatRef::from_row_major_slice(b, rows, n),
-        1.0,
-        parallelism(rows * m * n),
-    );
+    add_product(a, (1, m), Right::Plain(b), (m, n, rows), result);
 }
 
-/// How many threads faer may use for that many multiply-adds.
-fn parallelism(work: usize) -> Par {
+/// The right-hand side of a product.
+#[derive(Clone, Copy)]
+enum Right<'a> {
+    /// `[k, n]`.
+    Plain(&'a [f32]),
+    /// `[n, k]`.
+    Transposed(&'a [f32]),
+}
+
+/// `c[m, n] += a[m, k] · right`, with a's strides. Every number of c is one chain of multiply-adds in ascending
+/// `k`, so neither the threads nor the number of rows change its bits.
+fn add_product(
+    a: &[f32],
+    (a_row, a_column): (usize, usize),
+    right: Right,
+    (m, n, k): (usize, usize, usize),
+    c: &mut [f32],
+) {
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(
+        a.len() > (m - 1) * a_row + (k - 1) * a_column,
+        "product: left"
+    );
+    assert_eq!(c.len(), m * n, "product: result");
+    let shared = Shared(c.as_mut_ptr());
+    let panels = n.div_ceil(MAX_TILE_COLUMNS);
+    let wanted = (4 * rayon::current_num_threads()).div_ceil(panels);
+    let (least, most) = TASK_ROWS;
+    let task_rows = m.div_ceil(wanted).next_multiple_of(8).clamp(least, most);
+    let blocks = m.div_ceil(task_rows);
+    let task = |index: usize| {
+        let column = index / blocks * MAX_TILE_COLUMNS;
+        let columns = (n - column).min(MAX_TILE_COLUMNS);
+        let row = index % blocks * task_rows;
+        let mut packed = vec![0.0; columns * DEPTH.min(k)];
+        for depth in (0..k).step_by(DEPTH) {
+            let taken = (k - depth).min(DEPTH);
+            match right {
+                Right::Transposed(b) => {
+                    pack(&b[column * k + depth..], k, columns, taken, &mut packed);
+                }
+                Right::Plain(b) => {
+                    for (packed, b) in packed
+                        .chunks_exact_mut(columns)
+                        .zip(b[depth * n..(depth + taken) * n].chunks_exact(n))
+                    {
+                        packed.copy_from_slice(&b[column..column + columns]);
+                    }
+                }
+            }
+            let product = Product {
+                a: a[row * a_row + depth * a_column..].as_ptr(),
+                a_row,
+                a_column,
+                b: packed.as_ptr(),
+                b_row: columns,
+                // SAFETY: inside c.
+                c: unsafe { shared.at(row * n + column) },
+                c_row: n,
+                m: (m - row).min(task_rows),
+                n: columns,
+                k: taken,
+                accumulate: true,
+            };
+            // SAFETY: the slices above cover the matrices; tasks own disjoint blocks of c.
+            unsafe { product.run() };
+        }
+    };
+    let (tasks, work) = (panels * blocks, m * n * k);
     if work < PARALLEL_WORK {
-        Par::Seq
+        (0..tasks).for_each(task);
     } else {
-        Par::rayon(0)
+        // A task should be worth its overhead when rows are few.
+        let together = (PARALLEL_WORK / 4 * tasks / work).max(1);
+        (0..tasks)
+            .into_par_iter()
+            .with_min_len(together)
+            .for_each(task);
     }
 }

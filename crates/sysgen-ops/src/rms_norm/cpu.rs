@@ -24,15 +24,7 @@ impl Fused for RmsNorm {
             .zip(x.par_chunks(block * dim))
             .zip(inverse.par_chunks_mut(block))
             .for_each(|((y, x), inverse)| {
-                vectorised(|| {
-                    let rows = y.chunks_exact_mut(dim).zip(x.chunks_exact(dim));
-                    for ((y, x), inverse) in rows.zip(inverse) {
-                        *inverse = 1.0 / (dot(x, x) / dim as f32 + self.eps).sqrt();
-                        for ((y, &x), &weight) in y.iter_mut().zip(x).zip(weight) {
-                            *y = x * *inverse * (weight + self.offset);
-                        }
-                    }
-                });
+                normalise(x, weight, self.eps, self.offset, y, inverse);
             });
         (y, inverse)
     }
@@ -51,23 +43,7 @@ impl Fused for RmsNorm {
             .zip(pass.saved.par_chunks(block))
             .map(|(((dx, x), dy), inverse)| {
                 let mut dw = vec![0.0; dim];
-                vectorised(|| {
-                    let rows = dx
-                        .chunks_exact_mut(dim)
-                        .zip(x.chunks_exact(dim))
-                        .zip(dy.chunks_exact(dim));
-                    for (((dx, x), dy), &r) in rows.zip(inverse) {
-                        let columns = dx.iter_mut().zip(&mut dw).zip(x).zip(dy).zip(weight);
-                        for ((((dx, dw), &x), &dy), &weight) in columns {
-                            *dx = dy * (weight + self.offset);
-                            *dw += dy * x * r;
-                        }
-                        let mean = dot(dx, x) / dim as f32;
-                        for (dx, &x) in dx.iter_mut().zip(x) {
-                            *dx = r * (*dx - x * (r * r * mean));
-                        }
-                    }
-                });
+                gradients(x, weight, self.offset, dy, inverse, dx, &mut dw);
                 dw
             })
             .collect();
@@ -83,4 +59,52 @@ impl Fused for RmsNorm {
 
 fn rows_per_task(dim: usize) -> usize {
     (TASK / dim).max(1)
+}
+
+vectorised! {
+    fn normalise(
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+        offset: f32,
+        y: &mut [f32],
+        inverse: &mut [f32],
+    ) {
+        let dim = weight.len();
+        let rows = y.chunks_exact_mut(dim).zip(x.chunks_exact(dim));
+        for ((y, x), inverse) in rows.zip(inverse) {
+            let r = 1.0 / (dot(x, x) / dim as f32 + eps).sqrt();
+            *inverse = r;
+            for ((y, &x), &weight) in y.iter_mut().zip(x).zip(weight) {
+                *y = x * r * (weight + offset);
+            }
+        }
+    }
+
+    fn gradients(
+        x: &[f32],
+        weight: &[f32],
+        offset: f32,
+        dy: &[f32],
+        inverse: &[f32],
+        dx: &mut [f32],
+        dw: &mut [f32],
+    ) {
+        let dim = weight.len();
+        let rows = dx
+            .chunks_exact_mut(dim)
+            .zip(x.chunks_exact(dim))
+            .zip(dy.chunks_exact(dim));
+        for (((dx, x), dy), &r) in rows.zip(inverse) {
+            let columns = dx.iter_mut().zip(dw.iter_mut()).zip(x).zip(dy).zip(weight);
+            for ((((dx, dw), &x), &dy), &weight) in columns {
+                *dx = dy * (weight + offset);
+                *dw += dy * x * r;
+            }
+            let mean = dot(dx, x) / dim as f32;
+            for (dx, &x) in dx.iter_mut().zip(x) {
+                *dx = r * (*dx - x * (r * r * mean));
+            }
+        }
+    }
 }

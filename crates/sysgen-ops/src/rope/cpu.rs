@@ -47,27 +47,41 @@ impl Rope {
             .zip(slice(&self.cos).par_chunks(block * half))
             .zip(slice(&self.sin).par_chunks(block * half))
             .for_each(|(((y, x), cos), sin)| {
-                vectorised(|| {
-                    let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-                    let tokens = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                    for ((y, x), (cos, sin)) in tokens.zip(angles) {
-                        let heads = y.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim));
-                        for (y, x) in heads {
-                            let (y1, y2) = y.split_at_mut(half);
-                            let (x1, x2) = x.split_at(half);
-                            let first = y1.iter_mut().zip(x1);
-                            let second = y2[..half].iter_mut().zip(&x2[..half]);
-                            let pairs = first.zip(second).zip(cos.iter().zip(sin));
-                            for (((y1, &x1), (y2, &x2)), (&cos, &sin)) in pairs {
-                                let sin = sin * direction;
-                                *y1 = x1 * cos - x2 * sin;
-                                *y2 = x2 * cos + x1 * sin;
-                            }
-                            y2[half..].copy_from_slice(&x2[half..]);
-                        }
-                    }
-                });
+                rotate_tokens(x, cos, sin, direction, half, heads, head_dim, y);
             });
         y
+    }
+}
+
+vectorised! {
+    fn rotate_tokens(
+        x: &[f32],
+        cos: &[f32],
+        sin: &[f32],
+        direction: f32,
+        half: usize,
+        heads: usize,
+        head_dim: usize,
+        y: &mut [f32],
+    ) {
+        let width = heads * head_dim;
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        let tokens = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+        for ((y, x), (cos, sin)) in tokens.zip(angles) {
+            let heads = y.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim));
+            for (y, x) in heads {
+                let (y1, y2) = y.split_at_mut(half);
+                let (x1, x2) = x.split_at(half);
+                let first = y1.iter_mut().zip(x1);
+                let second = y2[..half].iter_mut().zip(&x2[..half]);
+                let pairs = first.zip(second).zip(cos.iter().zip(sin));
+                for (((y1, &x1), (y2, &x2)), (&cos, &sin)) in pairs {
+                    let sin = sin * direction;
+                    *y1 = x1 * cos - x2 * sin;
+                    *y2 = x2 * cos + x1 * sin;
+                }
+                y2[half..].copy_from_slice(&x2[half..]);
+            }
+        }
     }
 }
