@@ -32,9 +32,9 @@ pub struct Subject<'a> {
     /// Rows of the model's embedding table.
     pub embedding_rows: usize,
     /// The rows of the data set.
-    pub rows: &'a [Row],
+    pub rows: Vec<&'a Row>,
     /// The rows as they are trained on.
-    pub examples: &'a [Example],
+    pub examples: Vec<&'a Example>,
     /// Rows that could not be rendered, and why.
     pub refused: &'a [(String, String)],
     /// What was asked for default system texts.
@@ -86,7 +86,7 @@ fn beginning(subject: &Subject, findings: &mut Findings) {
     let wanted = subject.chat.begins_with_bos();
     let name = subject.chat.token(bos);
     let (mut missing, mut doubled) = (Vec::new(), Vec::new());
-    for example in subject.examples {
+    for example in &subject.examples {
         match example.ids.iter().take_while(|&&id| id == bos).count() {
             0 if wanted => missing.push(example.id.as_str()),
             0 | 1 => {} // a template may write BOS where the tokenizer does not
@@ -101,7 +101,7 @@ fn supervision(subject: &Subject, findings: &mut Findings) {
     let chat = subject.chat;
     let stops: Vec<String> = chat.stop_ids().iter().map(|&id| chat.token(id)).collect();
     let (mut nothing, mut endless) = (Vec::new(), Vec::new());
-    for example in subject.examples {
+    for example in &subject.examples {
         if example.supervised() == 0 {
             nothing.push(example.id.as_str());
         } else if !learns_to_stop(example, chat.stop_ids(), subject.assistant_only_loss) {
@@ -131,7 +131,7 @@ fn system_texts(subject: &Subject, findings: &mut Findings) {
     let lost: Vec<&str> = subject
         .rows
         .par_iter()
-        .filter_map(|row| {
+        .filter_map(|&row| {
             let system = row.messages.iter().find(|m| m.role == Role::System)?;
             let answer = row.messages.iter().rposition(|m| m.role == Role::Assistant).unwrap_or(row.messages.len());
             // A row that cannot be rendered is named by `refused`.
@@ -180,7 +180,7 @@ fn exported_template(subject: &Subject, findings: &mut Findings) -> Result<()> {
 }
 
 /// Both give the same prompt and the same conversation; of what neither renders, nothing is said.
-pub(crate) fn same_ids(one: &Chat, other: &Chat, messages: &[Message]) -> bool {
+pub fn same_ids(one: &Chat, other: &Chat, messages: &[Message]) -> bool {
     let Ok(whole) = one.render(messages) else { return true };
     let answer = messages.iter().rposition(|m| m.role == Role::Assistant).unwrap_or(messages.len());
     let prompt = one.prompt(&messages[..answer]).ok();

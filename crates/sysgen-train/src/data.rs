@@ -82,14 +82,14 @@ fn say_losses(examples: &Examples, what: &str) {
 impl Data {
     /// The gate, over training and held-out rows alike.
     pub(crate) fn check(&self, config: &RunConfig, train: &TrainSection) -> Result<Findings> {
-        let rows: Vec<Row> = self.rows.train.iter().chain(&self.rows.held_out).cloned().collect();
-        let examples: Vec<Example> = self.train.examples.iter().chain(&self.held_out.examples).cloned().collect();
+        let rows: Vec<&Row> = self.rows.train.iter().chain(&self.rows.held_out).collect();
+        let examples: Vec<&Example> = self.train.examples.iter().chain(&self.held_out.examples).collect();
         let refused: Vec<_> = self.train.refused.iter().chain(&self.held_out.refused).cloned().collect();
         check(&Subject {
             chat: &self.chat,
             embedding_rows: self.model.vocab_size,
-            rows: &rows,
-            examples: &examples,
+            rows,
+            examples,
             refused: &refused,
             default_system: config.model.default_system,
             assistant_only_loss: train.assistant_only_loss,
@@ -97,10 +97,19 @@ impl Data {
     }
 
     /// Some training rows as text, with what is learnt marked.
-    pub(crate) fn preview(&self, count: usize) -> String {
-        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && std::io::stdout().is_terminal();
+    pub(crate) fn preview(&self, count: usize, terminal: bool) -> String {
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let rows = self.train.examples.iter().take(count);
         rows.map(|example| format!("── {} ──\n{}\n", example.id, preview(&self.chat, example, colour))).collect()
+    }
+}
+
+impl Data {
+    /// The first row, so that a wrong template is seen before hours are spent.
+    pub(crate) fn show_one_row(&self) {
+        if tracing::enabled!(tracing::Level::INFO) {
+            eprintln!("a row as it is trained on, what is learnt is marked:\n{}", self.preview(1, std::io::stderr().is_terminal()));
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod data;
 mod pipeline;
+mod samples;
 mod summary;
 
 use std::path::PathBuf;
@@ -100,7 +101,6 @@ fn start_log(run: &RunArguments) {
         (_, true) => "error",
         _ => "info",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,sysgen={level}")))
-        .add_directive(format!("sysgen_train={level}").parse().expect("a crate and a level are a directive"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,sysgen={level}")));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
 }

@@ -41,18 +41,18 @@ pub struct Line {
     pub skipped_rows: Option<Vec<String>>,
 }
 
-/// Drops lines after `step`, and whatever an interrupted write left at the end of the file.
+/// Drops lines after `step` (all of them for None), and whatever an interrupted write left at the end of the file.
 ///
 /// # Errors
 /// When the file is there but cannot be read or replaced.
-pub fn keep_until(path: &Path, step: usize) -> Result<()> {
+pub fn keep_until(path: &Path, step: Option<usize>) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
     let mut kept = Vec::new();
     for line in read_lines(path)? {
         let (_, text) = line?;
-        if serde_json::from_str::<Line>(&text).is_ok_and(|line| line.step <= step) {
+        if serde_json::from_str::<Line>(&text).is_ok_and(|line| Some(line.step) <= step) {
             kept.push(text);
         }
     }
@@ -86,9 +86,11 @@ mod tests {
         let lines: Vec<String> =
             (0..6).map(|step| serde_json::to_string(&Line { step, ..Line::default() }).unwrap()).collect();
         std::fs::write(&path, format!("{}\n{{\"step\":6,\"ep", lines.join("\n"))).unwrap();
-        keep_until(&path, 3).unwrap();
+        keep_until(&path, Some(3)).unwrap();
         let steps: Vec<usize> = read(&path).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [0, 1, 2, 3]);
-        keep_until(&dir.path().join("absent.jsonl"), 3).unwrap();
+        keep_until(&dir.path().join("absent.jsonl"), Some(3)).unwrap();
+        keep_until(&path, None).unwrap();
+        assert!(read(&path).unwrap().is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! The whole run, in the order things happen.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ use sysgen_train::identity::identity;
 use sysgen_train::run::{Outcome, Run, checkpoint_to_resume, held_out_batches};
 
 use crate::data::{self, Data};
+use crate::samples;
 use crate::summary::{self, Summary};
 
 /// Rows that `check` shows.
@@ -29,9 +31,18 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
         println!("{} is complete; nothing was done again.\n\n{}", config.output_dir.display(), done.to_text());
         return Ok(());
     }
-    write_config(config)?;
     let device = device(&config.device.to_string())?;
     let mut summary = Summary::new(config)?;
+    if config.generate.is_some() {
+        // The teacher is gone when this returns: the student never shares the device with it.
+        let generated = sysgen_data::run(config, &device)?;
+        if generated.interrupted {
+            println!("stopped; every finished row is kept. Run the same command again to go on from there.");
+            return Ok(());
+        }
+        summary.data = Some(serde_json::to_value(&generated.funnel)?);
+        summary.funnel = Some(generated.funnel.to_string());
+    }
     if let Some(train) = &config.train {
         let data = data::load(config, train)?;
         data::pass(&data.check(config, train)?)?;
@@ -43,6 +54,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     } else if config.export.is_some() {
         summary.export = Some(export_model(config, &device)?);
     }
+    write_config(config)?;
     summary.save(config)?;
     println!("{}", summary.to_text());
     Ok(())
@@ -53,7 +65,7 @@ pub(crate) fn check(config: &RunConfig) -> Result<()> {
     let train = config.train.as_ref().context("check needs a [train] section")?;
     let data = data::load(config, train)?;
     let findings = data.check(config, train)?;
-    println!("{}", data.preview(SHOWN_ROWS));
+    println!("{}", data.preview(SHOWN_ROWS, std::io::stdout().is_terminal()));
     data::pass(&findings)?;
     println!("No problem found in {} rows.", data.train.examples.len() + data.held_out.examples.len());
     Ok(())
@@ -83,16 +95,35 @@ fn train(config: &RunConfig, train: &TrainSection, data: &Data, device: &Device,
         train.per_device_train_batch_size * train.gradient_accumulation_steps
     );
     let resumed = checkpoint_to_resume(&config.output_dir, &identity)?;
+    write_config(config)?;
+    data.show_one_row();
+    let asked = &data.rows.held_out[..train.samples.min(data.rows.held_out.len())];
+    let mut untrained = None;
+    let mut samples = samples::before(&config.output_dir, &identity, &data.chat, asked, || {
+        let decoder = load_base(config, device)?;
+        untrained = Some(decoder.clone());
+        Ok(decoder)
+    })?;
     let (trainer, progress) = match &resumed {
         Some(checkpoint) => {
             tracing::info!("going on from {}", checkpoint.path.display());
+            untrained = None;
             (run.resume(checkpoint, device)?, checkpoint.state.progress.clone())
         }
-        None => (run.start(load_base(config, device)?), Progress::default()),
+        None => {
+            let decoder = match untrained.take() {
+                Some(decoder) => decoder,
+                None => load_base(config, device)?,
+            };
+            (run.start(decoder), Progress::default())
+        }
     };
+    drop(untrained);
     match run.train(trainer, progress, None)? {
         Outcome::Finished(finished) => {
             summary.add_training(&finished, &data.train);
+            samples::after(&mut samples, &finished.decoder, &data.chat, asked);
+            summary.samples = samples;
             Ok(Some(finished.decoder))
         }
         Outcome::Interrupted(checkpoint) => {

@@ -113,7 +113,7 @@ impl Run<'_> {
     pub fn train(&self, mut trainer: Trainer, mut progress: Progress, stop_after: Option<usize>) -> Result<Outcome> {
         let train = self.train;
         let metrics_path = self.config.output_dir.join("metrics.jsonl");
-        metrics::keep_until(&metrics_path, progress.step)?;
+        metrics::keep_until(&metrics_path, (progress.step > 0).then_some(progress.step))?;
         let mut log = AppendLog::open(&metrics_path)?;
         let mut order = self.order();
         let total_steps = order.total_steps();
@@ -124,7 +124,7 @@ impl Run<'_> {
             decay: train.lr_scheduler_type,
         };
         let show = Show::steps(total_steps, progress.step);
-        if progress.step == 0 && !self.held_out.is_empty() && metrics::read(&metrics_path)?.is_empty() {
+        if progress.step == 0 && !self.held_out.is_empty() {
             let eval_loss = mean_loss(trainer.decoder(), self.held_out);
             tracing::info!("held-out loss before training: {eval_loss:.4}");
             log.append(&Line { eval_loss: Some(eval_loss), ..Line::default() })?;

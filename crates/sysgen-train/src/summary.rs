@@ -12,6 +12,8 @@ use sysgen_train::example::Examples;
 use sysgen_train::export::usage;
 use sysgen_train::run::Finished;
 
+use crate::samples::{self, Sample};
+
 /// A finished run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Summary {
@@ -19,6 +21,10 @@ pub(crate) struct Summary {
     inputs: String,
     /// The run's folder.
     output_dir: PathBuf,
+    /// What became of every source row, in numbers and as text.
+    pub(crate) data: Option<serde_json::Value>,
+    /// The same for a person.
+    pub(crate) funnel: Option<String>,
     /// Optimizer steps.
     pub(crate) steps: usize,
     /// Rows trained on.
@@ -39,6 +45,8 @@ pub(crate) struct Summary {
     pub(crate) held_out_loss_before: Option<f64>,
     /// Mean loss of the held-out rows after training.
     pub(crate) held_out_loss_after: Option<f64>,
+    /// Answers before and after.
+    pub(crate) samples: Vec<Sample>,
     /// The exported folder.
     pub(crate) export: Option<PathBuf>,
 }
@@ -49,6 +57,8 @@ impl Summary {
         Ok(Summary {
             inputs: inputs(config)?,
             output_dir: config.output_dir.clone(),
+            data: None,
+            funnel: None,
             steps: 0,
             rows: 0,
             rows_dropped: 0,
@@ -59,6 +69,7 @@ impl Summary {
             train_loss: None,
             held_out_loss_before: None,
             held_out_loss_after: None,
+            samples: Vec::new(),
             export: None,
         })
     }
@@ -80,6 +91,12 @@ impl Summary {
     /// For a person.
     pub(crate) fn to_text(&self) -> String {
         let mut lines = Vec::new();
+        if let Some(funnel) = &self.funnel {
+            lines.push(format!("Data: {}\n{funnel}", self.output_dir.join("data/dataset.jsonl").display()));
+        }
+        if !self.samples.is_empty() {
+            lines.push(format!("Rows the model was not trained on:\n{}\n", samples::to_text(&self.samples)));
+        }
         if self.steps > 0 {
             let speed = self.num_tokens as f64 / self.seconds.max(1e-9);
             lines.push(format!(

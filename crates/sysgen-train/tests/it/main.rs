@@ -1,0 +1,11 @@
+//! The trainer against the outside: PyTorch's curves, its own arithmetic done another way, broken inputs, real signals.
+
+#![allow(clippy::unwrap_used)]
+
+mod command;
+mod export;
+mod fixture;
+mod gate;
+mod golden;
+mod resume;
+mod step;

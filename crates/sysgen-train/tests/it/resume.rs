@@ -1,0 +1,176 @@
+//! A run that was stopped and gone on with is the run that was never stopped, bit for bit.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sysgen_chat::Chat;
+use sysgen_core::RunConfig;
+use sysgen_core::config::TrainSection;
+use sysgen_model::{Device, Weight};
+use sysgen_train::batch::Batch;
+use sysgen_train::checkpoint::{self, Progress};
+use sysgen_train::example::Example;
+use sysgen_train::identity::Identity;
+use sysgen_train::metrics::{self, Line};
+use sysgen_train::run::{Finished, Outcome, Run, checkpoint_to_resume, held_out_batches};
+
+use crate::fixture;
+
+struct World {
+    model: tempfile::TempDir,
+    output: tempfile::TempDir,
+    config: RunConfig,
+    chat: Chat,
+    examples: Vec<Example>,
+    held_out: Vec<Batch>,
+    identity: Identity,
+}
+
+impl World {
+    fn new(train: TrainSection) -> World {
+        let model = tempfile::tempdir().unwrap();
+        fixture::model_folder(model.path());
+        let output = tempfile::tempdir().unwrap();
+        let chat = fixture::chat(model.path());
+        let examples = fixture::examples(&chat, &fixture::rows(24));
+        let held_out = held_out_batches(&fixture::examples(&chat, &fixture::rows(4)), &train, 2);
+        let config = RunConfig { output_dir: output.path().into(), train: Some(train), ..RunConfig::default() };
+        let identity = BTreeMap::from([("seed".to_string(), "0".to_string())]);
+        World { model, output, config, chat, examples, held_out, identity }
+    }
+
+    fn run(&self) -> Run<'_> {
+        Run {
+            config: &self.config,
+            train: self.config.train.as_ref().unwrap(),
+            chat: &self.chat,
+            examples: &self.examples,
+            held_out: &self.held_out,
+            identity: &self.identity,
+        }
+    }
+
+    /// As the program does: from the newest checkpoint, or from the start.
+    fn go_on(&self, stop_after: Option<usize>) -> anyhow::Result<Outcome> {
+        let run = self.run();
+        match checkpoint_to_resume(self.output.path(), &self.identity)? {
+            Some(newest) => {
+                let trainer = run.resume(&newest, &Device::flex())?;
+                run.train(trainer, newest.state.progress, stop_after)
+            }
+            None => run.train(run.start(fixture::decoder(self.model.path())), Progress::default(), stop_after),
+        }
+    }
+
+    fn finish(&self) -> Finished {
+        match self.go_on(None).unwrap() {
+            Outcome::Finished(finished) => finished,
+            Outcome::Interrupted(at) => panic!("stopped at {}", at.display()),
+        }
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let mut lines = metrics::read(&self.output.path().join("metrics.jsonl")).unwrap();
+        for line in &mut lines {
+            line.seconds = 0.0; // the only thing that may differ
+            line.tokens_per_second = None;
+        }
+        lines
+    }
+}
+
+fn bits(finished: &Finished) -> Vec<Vec<u32>> {
+    let bits = |weight: &Weight| weight.to_vec().into_iter().map(f32::to_bits).collect();
+    finished.decoder.parameters().iter().map(|parameter| bits(&parameter.tensor)).collect()
+}
+
+fn train() -> TrainSection {
+    TrainSection { eval_steps: 5, save_steps: 4, ..fixture::train_section() }
+}
+
+#[test]
+fn a_resumed_run_is_the_undisturbed_run_bit_for_bit() {
+    let undisturbed = World::new(train());
+    let expected = undisturbed.finish();
+    assert_eq!(expected.progress.step, 12);
+    assert!(expected.held_out_after.unwrap() < expected.held_out_before.unwrap(), "it should have learnt something");
+
+    let stopped = World::new(train());
+    for stop_after in [3, 4, 7] {
+        let Outcome::Interrupted(saved) = stopped.go_on(Some(stop_after)).unwrap() else { panic!("did not stop") };
+        assert_eq!(saved, stopped.output.path().join(format!("checkpoint-{stop_after}")));
+    }
+    let found = stopped.finish();
+    assert_eq!(bits(&expected), bits(&found));
+    assert_eq!(undisturbed.lines(), stopped.lines());
+    let same = |a: &Progress, b: &Progress| (a.step, a.updates, a.num_tokens, a.supervised_tokens) == (b.step, b.updates, b.num_tokens, b.supervised_tokens);
+    assert!(same(&expected.progress, &found.progress));
+}
+
+#[test]
+fn steps_after_the_last_checkpoint_are_done_again_and_logged_once() {
+    let world = World::new(train());
+    let _ = world.go_on(Some(6)).unwrap();
+    // As after `kill -9` at step 6: the checkpoint of step 6 is not there, the metrics are.
+    std::fs::remove_dir_all(world.output.path().join("checkpoint-6")).unwrap();
+    world.finish();
+    let steps: Vec<usize> = world.lines().iter().map(|line| line.step).collect();
+    assert_eq!(steps, (0..=12).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_incomplete_checkpoint_is_ignored() {
+    let world = World::new(train());
+    let _ = world.go_on(Some(8)).unwrap();
+    let newest = world.output.path().join("checkpoint-8");
+    let moments = newest.join("optimizer.safetensors");
+    let whole = std::fs::read(&moments).unwrap();
+    std::fs::write(&moments, &whole[..whole.len() / 2]).unwrap();
+    let found = checkpoint::find(world.output.path()).unwrap();
+    assert_eq!(found.complete.last().unwrap().state.progress.step, 4);
+    assert_eq!(found.incomplete[0].0, newest);
+    assert!(found.incomplete[0].1.contains("optimizer.safetensors has"), "{}", found.incomplete[0].1);
+
+    std::fs::remove_file(newest.join("trainer_state.json")).unwrap();
+    let found = checkpoint::find(world.output.path()).unwrap();
+    assert!(found.incomplete[0].1.contains("no trainer_state.json"), "{}", found.incomplete[0].1);
+    assert_eq!(world.finish().progress.step, 12);
+}
+
+#[test]
+fn only_the_newest_checkpoints_are_kept() {
+    let world = World::new(TrainSection { save_steps: 3, save_total_limit: 2, ..train() });
+    world.finish();
+    let steps: Vec<usize> =
+        checkpoint::find(world.output.path()).unwrap().complete.iter().map(|c| c.state.progress.step).collect();
+    assert_eq!(steps, [9, 12]);
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused_with_what_differs() {
+    let mut world = World::new(train());
+    let _ = world.go_on(Some(4)).unwrap();
+    world.identity.insert("seed".into(), "1".into());
+    let error = world.go_on(None).err().unwrap().to_string();
+    assert!(error.contains("seed was 0, is 1") && error.contains("output_dir"), "{error}");
+}
+
+#[test]
+fn a_finished_run_is_not_trained_again() {
+    let world = World::new(train());
+    let first = world.finish();
+    let again = world.finish();
+    assert_eq!(bits(&first), bits(&again));
+    assert_eq!(first.held_out_after, again.held_out_after);
+    assert_eq!(world.lines().len(), 13);
+}
+
+#[test]
+fn too_many_steps_that_are_not_finite_stop_the_run_and_name_the_rows() {
+    let world = World::new(TrainSection { learning_rate: 1e30, max_grad_norm: 0.0, warmup_steps: 0, max_nonfinite_steps: 2, ..train() });
+    let error = world.go_on(None).err().unwrap().to_string();
+    assert!(error.contains("2 steps") && error.contains("row-") && error.contains("max_nonfinite_steps = 2"), "{error}");
+    let skipped: Vec<Line> = world.lines().into_iter().filter(|line| line.skipped_rows.is_some()).collect();
+    assert_eq!(skipped.len(), 2);
+    assert!(skipped.iter().all(|line| !line.skipped_rows.as_ref().unwrap().is_empty()));
+}

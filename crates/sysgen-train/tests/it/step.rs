@@ -1,0 +1,110 @@
+//! What a step does: packing, counting by tokens, padding, and what is not finite.
+
+use sysgen_model::{Device, Weight};
+use sysgen_ops::AdamW;
+use sysgen_train::batch::Batch;
+use sysgen_train::optim::Optimizer;
+use sysgen_train::trainer::{StepReport, Trainer, mean_loss};
+
+use crate::fixture;
+
+/// Relative, between two ways to sum the same numbers in f32.
+const ROUNDING: f64 = 1e-5;
+
+const SETTINGS: AdamW = AdamW { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+
+fn trainer(dir: &std::path::Path) -> Trainer {
+    let decoder = fixture::decoder(dir);
+    let optimizer = Optimizer::new(&decoder.parameters(), SETTINGS);
+    Trainer::new(decoder, optimizer, 1.0)
+}
+
+fn same(a: &StepReport, b: &StepReport) {
+    assert_eq!(a.supervised_tokens, b.supervised_tokens);
+    assert!((a.loss / b.loss - 1.0).abs() < ROUNDING, "{} and {}", a.loss, b.loss);
+    assert!((a.grad_norm / b.grad_norm - 1.0).abs() < ROUNDING, "{} and {}", a.grad_norm, b.grad_norm);
+}
+
+fn values(trainer: &Trainer) -> Vec<Vec<u32>> {
+    let bits = |weight: &Weight| weight.to_vec().into_iter().map(f32::to_bits).collect();
+    trainer.decoder().parameters().iter().map(|parameter| bits(&parameter.tensor)).collect()
+}
+
+#[test]
+fn packed_rows_give_the_loss_and_gradient_of_separate_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(6));
+    let packed = trainer(dir.path()).step(&[Batch::new(&examples, &[vec![0, 3, 1], vec![5, 2, 4]], 2)], 0.0);
+    let alone: Vec<Batch> = (0..6).map(|example| Batch::new(&examples, &[vec![example]], 2)).collect();
+    same(&packed, &trainer(dir.path()).step(&alone, 0.0));
+}
+
+#[test]
+fn accumulation_counts_tokens_not_micro_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let mut examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(3));
+    examples[0].learn.fill(true); // many learnt tokens beside rows with few
+    examples[0].learn[0] = false;
+    let together = Batch::new(&examples, &[vec![0], vec![1], vec![2]], 2);
+    let split = [Batch::new(&examples, &[vec![0]], 2), Batch::new(&examples, &[vec![1], vec![2]], 2)];
+    let whole = trainer(dir.path()).step(&[together.clone()], 0.0);
+    same(&whole, &trainer(dir.path()).step(&split, 0.0));
+
+    let decoder = fixture::decoder(dir.path());
+    let mean_of_means = (mean_loss(&decoder, &split[..1]) + mean_loss(&decoder, &split[1..])) / 2.0;
+    assert!((whole.loss / mean_of_means - 1.0).abs() > 100.0 * ROUNDING, "the rows are too alike to tell");
+    assert!((whole.loss / mean_loss(&decoder, &[together]) - 1.0).abs() < ROUNDING);
+}
+
+#[test]
+fn what_is_written_in_the_padding_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(6));
+    let rows = [vec![0], vec![1, 2, 3]];
+    let mut steps = [2, 77].map(|pad_id| {
+        let mut trainer = trainer(dir.path());
+        let report = trainer.step(&[Batch::new(&examples, &rows, pad_id)], 1e-3);
+        (report, values(&trainer))
+    });
+    let (last, first) = (steps[1].clone(), &mut steps[0]);
+    same(&first.0, &last.0);
+    assert_eq!(first.1, last.1);
+}
+
+#[test]
+fn a_step_that_is_not_finite_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(4));
+    let batch = [Batch::new(&examples, &[vec![0], vec![1]], 2)];
+
+    let mut decoder = fixture::decoder(dir.path());
+    let mut parameters = decoder.parameters();
+    let last = parameters.len() - 1;
+    let mut poisoned = parameters[last].tensor.to_vec();
+    poisoned[0] = f32::NAN;
+    let shape = parameters[last].tensor.shape();
+    parameters[last].tensor = Weight::from_values(poisoned, &shape, &Device::flex());
+    decoder = decoder.with_parameters(parameters);
+    let optimizer = Optimizer::new(&decoder.parameters(), SETTINGS);
+    let mut trainer = Trainer::new(decoder, optimizer, 1.0);
+
+    let before = values(&trainer);
+    let report = trainer.step(&batch, 1e-3);
+    assert!(!report.applied && !report.loss.is_finite());
+    assert_eq!(values(&trainer), before);
+    assert_eq!(trainer.optimizer.updates, 0);
+}
+
+#[test]
+fn a_batch_with_nothing_to_learn_is_no_step() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let mut examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(1));
+    examples[0].learn.fill(false);
+    let report = trainer(dir.path()).step(&[Batch::new(&examples, &[vec![0]], 2)], 1e-3);
+    assert!(!report.applied);
+}
