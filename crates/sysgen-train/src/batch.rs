@@ -24,7 +24,8 @@ pub struct Batch {
 impl Batch {
     /// Lays `rows` (indices into `examples`) out as one micro-batch, as wide as its longest row.
     pub fn new(examples: &[Example], rows: &[Vec<usize>], pad_id: u32) -> Batch {
-        let tokens_in = |row: &Vec<usize>| row.iter().map(|&e| examples[e].ids.len()).sum::<usize>();
+        let tokens_in =
+            |row: &Vec<usize>| row.iter().map(|&e| examples[e].ids.len()).sum::<usize>();
         let time = rows.iter().map(tokens_in).max().unwrap_or(0);
         let cells = rows.len() * time;
         let mut tokens = Tokens {
@@ -40,7 +41,8 @@ impl Batch {
             let mut cell = row * time;
             for (segment, &member) in members.iter().enumerate() {
                 let example = &examples[member];
-                for (position, (&id, &learn)) in example.ids.iter().zip(&example.learn).enumerate() {
+                for (position, (&id, &learn)) in example.ids.iter().zip(&example.learn).enumerate()
+                {
                     tokens.ids[cell] = id;
                     tokens.positions[cell] = position as u32;
                     tokens.segments[cell] = segment as u32 + 1;
@@ -54,7 +56,13 @@ impl Batch {
                 row_ids.push(example.id.clone());
             }
         }
-        Batch { tokens, predict_at, targets, token_count, row_ids }
+        Batch {
+            tokens,
+            predict_at,
+            targets,
+            token_count,
+            row_ids,
+        }
     }
 }
 
@@ -64,12 +72,20 @@ mod tests {
 
     fn example(id: &str, ids: &[u32], learnt: &[usize]) -> Example {
         let learn = (0..ids.len()).map(|t| learnt.contains(&t)).collect();
-        Example { id: id.into(), ids: ids.to_vec(), learn }
+        Example {
+            id: id.into(),
+            ids: ids.to_vec(),
+            learn,
+        }
     }
 
     #[test]
     fn position_t_minus_1_predicts_token_t_inside_its_own_segment() {
-        let examples = [example("a", &[10, 11, 12], &[1, 2]), example("b", &[20, 21], &[1]), example("c", &[30, 31], &[1])];
+        let examples = [
+            example("a", &[10, 11, 12], &[1, 2]),
+            example("b", &[20, 21], &[1]),
+            example("c", &[30, 31], &[1]),
+        ];
         let batch = Batch::new(&examples, &[vec![0, 1], vec![2]], 9);
         assert_eq!(batch.tokens.ids, [10, 11, 12, 20, 21, 30, 31, 9, 9, 9]);
         assert_eq!(batch.tokens.positions, [0, 1, 2, 0, 1, 0, 1, 0, 0, 0]);
@@ -82,7 +98,10 @@ mod tests {
 
     #[test]
     fn the_first_token_of_a_conversation_is_never_learnt_from_its_neighbour() {
-        let examples = [example("a", &[10, 11], &[1]), example("b", &[20, 21], &[0, 1])];
+        let examples = [
+            example("a", &[10, 11], &[1]),
+            example("b", &[20, 21], &[0, 1]),
+        ];
         let batch = Batch::new(&examples, &[vec![0, 1]], 0);
         assert_eq!(batch.targets, [11, 21]);
     }
@@ -90,10 +109,18 @@ mod tests {
     #[test]
     fn padding_is_never_learnt() {
         let pad_id = 11; // also a token of the text: masking goes by position, not by id
-        let examples = [example("a", &[10, 11, 11], &[1, 2]), example("b", &[20], &[])];
+        let examples = [
+            example("a", &[10, 11, 11], &[1, 2]),
+            example("b", &[20], &[]),
+        ];
         let batch = Batch::new(&examples, &[vec![0], vec![1]], pad_id);
         assert_eq!(batch.predict_at, [0, 1]);
         assert_eq!(batch.targets, [11, 11]);
-        assert!(batch.predict_at.iter().all(|&at| batch.tokens.segments[at as usize] != 0));
+        assert!(
+            batch
+                .predict_at
+                .iter()
+                .all(|&at| batch.tokens.segments[at as usize] != 0)
+        );
     }
 }

@@ -77,12 +77,16 @@ fn vocabulary(subject: &Subject, findings: &mut Findings) {
 fn refused(subject: &Subject, findings: &mut Findings) {
     if let Some((_, reason)) = subject.refused.first() {
         let rows: Vec<&str> = subject.refused.iter().map(|(id, _)| id.as_str()).collect();
-        report(findings, &rows, |rows| format!("{rows} cannot be rendered; the first one: {reason}"));
+        report(findings, &rows, |rows| {
+            format!("{rows} cannot be rendered; the first one: {reason}")
+        });
     }
 }
 
 fn beginning(subject: &Subject, findings: &mut Findings) {
-    let Some(bos) = subject.chat.bos_id() else { return };
+    let Some(bos) = subject.chat.bos_id() else {
+        return;
+    };
     let wanted = subject.chat.begins_with_bos();
     let name = subject.chat.token(bos);
     let (mut missing, mut doubled) = (Vec::new(), Vec::new());
@@ -93,8 +97,12 @@ fn beginning(subject: &Subject, findings: &mut Findings) {
             _ => doubled.push(example.id.as_str()),
         }
     }
-    report(findings, &missing, |rows| format!("{rows} do not begin with {name}, which the tokenizer wants"));
-    report(findings, &doubled, |rows| format!("{rows} begin with {name} more than once; the tokenizer wants one"));
+    report(findings, &missing, |rows| {
+        format!("{rows} do not begin with {name}, which the tokenizer wants")
+    });
+    report(findings, &doubled, |rows| {
+        format!("{rows} begin with {name} more than once; the tokenizer wants one")
+    });
 }
 
 fn supervision(subject: &Subject, findings: &mut Findings) {
@@ -108,9 +116,14 @@ fn supervision(subject: &Subject, findings: &mut Findings) {
             endless.push(example.id.as_str());
         }
     }
-    report(findings, &nothing, |rows| format!("{rows} have no token to learn: the answer is empty, or the template hides it"));
+    report(findings, &nothing, |rows| {
+        format!("{rows} have no token to learn: the answer is empty, or the template hides it")
+    });
     report(findings, &endless, |rows| {
-        format!("{rows} do not teach the model to stop: no stop token ({}) is learnt at the end of the answer", stops.join(", "))
+        format!(
+            "{rows} do not teach the model to stop: no stop token ({}) is learnt at the end of the answer",
+            stops.join(", ")
+        )
     });
 }
 
@@ -133,21 +146,36 @@ fn system_texts(subject: &Subject, findings: &mut Findings) {
         .par_iter()
         .filter_map(|&row| {
             let system = row.messages.iter().find(|m| m.role == Role::System)?;
-            let answer = row.messages.iter().rposition(|m| m.role == Role::Assistant).unwrap_or(row.messages.len());
+            let answer = row
+                .messages
+                .iter()
+                .rposition(|m| m.role == Role::Assistant)
+                .unwrap_or(row.messages.len());
             // A row that cannot be rendered is named by `refused`.
-            let prompt = subject.chat.render_text(&row.messages[..answer], true).ok()?;
+            let prompt = subject
+                .chat
+                .render_text(&row.messages[..answer], true)
+                .ok()?;
             (!prompt.contains(system.content.trim())).then_some(row.id.as_str())
         })
         .collect();
     report(findings, &lost, |rows| {
-        format!("{rows} have a system message that is not word for word in the prompt: the template drops or changes it; see model.system_role")
+        format!(
+            "{rows} have a system message that is not word for word in the prompt: the template drops or changes it; see model.system_role"
+        )
     });
 }
 
 fn default_system(subject: &Subject, findings: &mut Findings) {
-    let Some(text) = subject.chat.hidden_default() else { return };
+    let Some(text) = subject.chat.hidden_default() else {
+        return;
+    };
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let without = subject.rows.iter().filter(|row| row.messages.iter().all(|m| m.role != Role::System)).count();
+    let without = subject
+        .rows
+        .iter()
+        .filter(|row| row.messages.iter().all(|m| m.role != Role::System))
+        .count();
     match subject.default_system {
         DefaultSystem::Strip => findings.problems.push(format!(
             "model.default_system = \"strip\", but without a system message the prompt still says `{text}`"
@@ -164,7 +192,10 @@ fn default_system(subject: &Subject, findings: &mut Findings) {
 fn exported_template(subject: &Subject, findings: &mut Findings) -> Result<()> {
     let folder = tempfile::tempdir()?;
     subject.chat.save(folder.path())?;
-    let options = ChatOptions { system_role: SystemRole::Native, default_system: DefaultSystem::Keep };
+    let options = ChatOptions {
+        system_role: SystemRole::Native,
+        default_system: DefaultSystem::Keep,
+    };
     let exported = Chat::load(folder.path(), options)?;
     let differ: Vec<&str> = subject
         .rows
@@ -174,32 +205,57 @@ fn exported_template(subject: &Subject, findings: &mut Findings) -> Result<()> {
         .map(|row| row.id.as_str())
         .collect();
     report(findings, &differ, |rows| {
-        format!("{rows} become other ids with the exported chat template than with the one in use: the exported model would see other prompts")
+        format!(
+            "{rows} become other ids with the exported chat template than with the one in use: the exported model would see other prompts"
+        )
     });
     Ok(())
 }
 
 /// Both give the same prompt and the same conversation; of what neither renders, nothing is said.
 pub fn same_ids(one: &Chat, other: &Chat, messages: &[Message]) -> bool {
-    let Ok(whole) = one.render(messages) else { return true };
-    let answer = messages.iter().rposition(|m| m.role == Role::Assistant).unwrap_or(messages.len());
+    let Ok(whole) = one.render(messages) else {
+        return true;
+    };
+    let answer = messages
+        .iter()
+        .rposition(|m| m.role == Role::Assistant)
+        .unwrap_or(messages.len());
     let prompt = one.prompt(&messages[..answer]).ok();
-    other.render(messages).is_ok_and(|there| there.ids == whole.ids) && other.prompt(&messages[..answer]).ok() == prompt
+    other
+        .render(messages)
+        .is_ok_and(|there| there.ids == whole.ids)
+        && other.prompt(&messages[..answer]).ok() == prompt
 }
 
 fn report(findings: &mut Findings, rows: &[&str], say: impl Fn(&str) -> String) {
     if rows.is_empty() {
         return;
     }
-    let named = rows.iter().take(NAMED_ROWS).copied().collect::<Vec<_>>().join(", ");
+    let named = rows
+        .iter()
+        .take(NAMED_ROWS)
+        .copied()
+        .collect::<Vec<_>>()
+        .join(", ");
     let rest = rows.len().saturating_sub(NAMED_ROWS);
-    let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-    findings.problems.push(say(&format!("{} row(s) ({named}{rest})", rows.len())));
+    let rest = if rest > 0 {
+        format!(" and {rest} more")
+    } else {
+        String::new()
+    };
+    findings
+        .problems
+        .push(say(&format!("{} row(s) ({named}{rest})", rows.len())));
 }
 
 /// A row as text, with the learnt tokens in green, or in brackets `⟦…⟧` without colour.
 pub fn preview(chat: &Chat, example: &Example, colour: bool) -> String {
-    let (open, close) = if colour { ("\u{1b}[32m", "\u{1b}[0m") } else { ("⟦", "⟧") };
+    let (open, close) = if colour {
+        ("\u{1b}[32m", "\u{1b}[0m")
+    } else {
+        ("⟦", "⟧")
+    };
     let mut text = String::new();
     let mut start = 0;
     for end in 1..=example.ids.len() {

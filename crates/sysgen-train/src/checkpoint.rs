@@ -87,10 +87,16 @@ pub fn save(
 ) -> Result<PathBuf> {
     let path = output_dir.join(format!("checkpoint-{}", progress.step));
     write_directory_atomically(&path, |dir| {
-        trainer.decoder().save(dir, ExportDtype::Of(StoredDtype::F32), None)?;
+        trainer
+            .decoder()
+            .save(dir, ExportDtype::Of(StoredDtype::F32), None)?;
         chat.save(dir)?;
         std::fs::write(dir.join("config.toml"), effective_config)?;
-        save_moments(&dir.join(MOMENTS_FILE), &trainer.decoder().parameters(), &trainer.optimizer)?;
+        save_moments(
+            &dir.join(MOMENTS_FILE),
+            &trainer.decoder().parameters(),
+            &trainer.optimizer,
+        )?;
         let state = SavedState {
             progress: progress.clone(),
             identity: identity.clone(),
@@ -113,10 +119,18 @@ pub fn save(
 /// When the folder cannot be read.
 pub fn find(output_dir: &Path) -> Result<Found> {
     let mut found = Found::default();
-    for entry in std::fs::read_dir(output_dir).with_context(|| format!("reading {}", output_dir.display()))? {
+    for entry in std::fs::read_dir(output_dir)
+        .with_context(|| format!("reading {}", output_dir.display()))?
+    {
         let path = entry?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.strip_prefix("checkpoint-").is_none_or(|step| step.parse::<usize>().is_err()) {
+        let name = path
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        if name
+            .strip_prefix("checkpoint-")
+            .is_none_or(|step| step.parse::<usize>().is_err())
+        {
             continue;
         }
         match read_state(&path) {
@@ -124,7 +138,9 @@ pub fn find(output_dir: &Path) -> Result<Found> {
             Err(error) => found.incomplete.push((path, format!("{error:#}"))),
         }
     }
-    found.complete.sort_by_key(|checkpoint| checkpoint.state.progress.step);
+    found
+        .complete
+        .sort_by_key(|checkpoint| checkpoint.state.progress.step);
     found.incomplete.sort();
     Ok(found)
 }
@@ -133,10 +149,23 @@ pub fn find(output_dir: &Path) -> Result<Found> {
 ///
 /// # Errors
 /// When a file does not hold what the model in it needs.
-pub fn load(checkpoint: &Checkpoint, settings: AdamW, max_grad_norm: f64, device: &Device) -> Result<Trainer> {
+pub fn load(
+    checkpoint: &Checkpoint,
+    settings: AdamW,
+    max_grad_norm: f64,
+    device: &Device,
+) -> Result<Trainer> {
     let decoder = Decoder::load(&checkpoint.path, device)?;
-    let states = load_moments(&checkpoint.path.join(MOMENTS_FILE), &decoder.parameters(), device)?;
-    let optimizer = Optimizer { settings, states, updates: checkpoint.state.progress.updates };
+    let states = load_moments(
+        &checkpoint.path.join(MOMENTS_FILE),
+        &decoder.parameters(),
+        device,
+    )?;
+    let optimizer = Optimizer {
+        settings,
+        states,
+        updates: checkpoint.state.progress.updates,
+    };
     Ok(Trainer::new(decoder, optimizer, max_grad_norm))
 }
 
@@ -144,9 +173,12 @@ fn read_state(path: &Path) -> Result<SavedState> {
     let Ok(text) = std::fs::read_to_string(path.join(STATE_FILE)) else {
         bail!("it has no {STATE_FILE}: saving it was interrupted");
     };
-    let state: SavedState = serde_json::from_str(&text).with_context(|| format!("{STATE_FILE} cannot be read"))?;
+    let state: SavedState =
+        serde_json::from_str(&text).with_context(|| format!("{STATE_FILE} cannot be read"))?;
     for (name, &size) in &state.files {
-        let found = std::fs::metadata(path.join(name)).map(|file| file.len()).unwrap_or(0);
+        let found = std::fs::metadata(path.join(name))
+            .map(|file| file.len())
+            .unwrap_or(0);
         ensure!(found == size, "{name} has {found} bytes instead of {size}");
     }
     Ok(state)
@@ -156,7 +188,10 @@ fn file_sizes(dir: &Path) -> Result<BTreeMap<String, u64>> {
     let mut sizes = BTreeMap::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        sizes.insert(entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len());
+        sizes.insert(
+            entry.file_name().to_string_lossy().into_owned(),
+            entry.metadata()?.len(),
+        );
     }
     Ok(sizes)
 }
@@ -169,7 +204,8 @@ fn remove_oldest(output_dir: &Path, keep: usize) -> Result<()> {
     for old in &complete[..complete.len().saturating_sub(keep)] {
         // Without its state a half-removed checkpoint counts as incomplete.
         std::fs::remove_file(old.path.join(STATE_FILE))?;
-        std::fs::remove_dir_all(&old.path).with_context(|| format!("removing {}", old.path.display()))?;
+        std::fs::remove_dir_all(&old.path)
+            .with_context(|| format!("removing {}", old.path.display()))?;
     }
     Ok(())
 }
@@ -208,27 +244,43 @@ fn save_moments(path: &Path, parameters: &[Parameter], optimizer: &Optimizer) ->
     let mut entries = Vec::new();
     for (parameter, state) in parameters.iter().zip(&optimizer.states) {
         let pair = match state {
-            State::Vector(moments) => [&moments.first, &moments.second]
-                .map(|tensor| Entry { shape: tensor.dims().to_vec(), moment: Moment::Vector(tensor) }),
-            State::Matrix(moments) => [&moments.first, &moments.second]
-                .map(|tensor| Entry { shape: tensor.dims().to_vec(), moment: Moment::Matrix(tensor) }),
+            State::Vector(moments) => [&moments.first, &moments.second].map(|tensor| Entry {
+                shape: tensor.dims().to_vec(),
+                moment: Moment::Vector(tensor),
+            }),
+            State::Matrix(moments) => [&moments.first, &moments.second].map(|tensor| Entry {
+                shape: tensor.dims().to_vec(),
+                moment: Moment::Matrix(tensor),
+            }),
         };
         for (entry, which) in pair.into_iter().zip(["first", "second"]) {
             entries.push((format!("{which}.{}", parameter.name), entry));
         }
     }
-    safetensors::serialize_to_file(entries, None, path).with_context(|| format!("writing {}", path.display()))
+    safetensors::serialize_to_file(entries, None, path)
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 fn load_moments(path: &Path, parameters: &[Parameter], device: &Device) -> Result<Vec<State>> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    let file = SafeTensors::deserialize(&bytes).with_context(|| format!("reading {}", path.display()))?;
+    let file =
+        SafeTensors::deserialize(&bytes).with_context(|| format!("reading {}", path.display()))?;
     let read = |which: &str, name: &str, shape: &[usize]| -> Result<TensorData> {
         let entry = format!("{which}.{name}");
-        let view = file.tensor(&entry).with_context(|| format!("{} has no {entry}", path.display()))?;
-        ensure!(view.shape() == shape, "{}: {entry} is {:?}, the parameter is {shape:?}", path.display(), view.shape());
-        let values: Vec<f32> =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let view = file
+            .tensor(&entry)
+            .with_context(|| format!("{} has no {entry}", path.display()))?;
+        ensure!(
+            view.shape() == shape,
+            "{}: {entry} is {:?}, the parameter is {shape:?}",
+            path.display(),
+            view.shape()
+        );
+        let values: Vec<f32> = view
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
         Ok(TensorData::new(values, shape))
     };
     parameters

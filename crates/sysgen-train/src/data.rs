@@ -30,7 +30,10 @@ pub(crate) struct Data {
 
 /// The tokenizer and template of the model, under the policies of `[model]`.
 pub(crate) fn load_chat(config: &RunConfig) -> Result<Chat> {
-    let options = ChatOptions { system_role: config.model.system_role, default_system: config.model.default_system };
+    let options = ChatOptions {
+        system_role: config.model.system_role,
+        default_system: config.model.default_system,
+    };
     Chat::load(&config.model.path, options)
 }
 
@@ -43,39 +46,73 @@ pub(crate) fn load(config: &RunConfig, train: &TrainSection) -> Result<Data> {
         tracing::warn!("{} is left out: {}", bad.place, bad.reason);
     }
     if found.bad.len() > NAMED_ROWS {
-        tracing::warn!("{} rows are left out because they are not conversations", found.bad.len());
+        tracing::warn!(
+            "{} rows are left out because they are not conversations",
+            found.bad.len()
+        );
     }
     let rows = split(found.rows, train.eval_fraction, config.seed);
     let longest = train.max_length.min(model.max_position_embeddings);
     if longest < train.max_length {
-        tracing::info!("conversations may have {longest} tokens, the model's context; packed rows have {}", train.max_length);
+        tracing::info!(
+            "conversations may have {longest} tokens, the model's context; packed rows have {}",
+            train.max_length
+        );
     }
     let training = prepare(&chat, &rows.train, longest, train.assistant_only_loss);
     let held_out = prepare(&chat, &rows.held_out, longest, true);
     for (examples, what) in [(&training, "training"), (&held_out, "held-out")] {
-        let tokens: usize = examples.examples.iter().map(|example| example.ids.len()).sum();
+        let tokens: usize = examples
+            .examples
+            .iter()
+            .map(|example| example.ids.len())
+            .sum();
         let learnt: usize = examples.examples.iter().map(Example::supervised).sum();
-        tracing::info!("{what}: {} rows, {tokens} tokens, {learnt} learnt", examples.examples.len());
+        tracing::info!(
+            "{what}: {} rows, {tokens} tokens, {learnt} learnt",
+            examples.examples.len()
+        );
         say_losses(examples, what);
     }
     if training.examples.is_empty() {
         let reason = training.refused.iter().chain(&training.dropped).next();
-        let reason = reason.map_or_else(|| "all rows are held out".to_string(), |(id, reason)| format!("{id}: {reason}"));
+        let reason = reason.map_or_else(
+            || "all rows are held out".to_string(),
+            |(id, reason)| format!("{id}: {reason}"),
+        );
         bail!("there is no row to train on; {reason}");
     }
-    Ok(Data { chat, model, rows, train: training, held_out })
+    Ok(Data {
+        chat,
+        model,
+        rows,
+        train: training,
+        held_out,
+    })
 }
 
 fn say_losses(examples: &Examples, what: &str) {
     if !examples.cut.is_empty() {
-        let named = examples.cut.iter().take(NAMED_ROWS).cloned().collect::<Vec<_>>().join(", ");
-        tracing::warn!("{} {what} row(s) were too long and lost history or the start of the question: {named}", examples.cut.len());
+        let named = examples
+            .cut
+            .iter()
+            .take(NAMED_ROWS)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
+        tracing::warn!(
+            "{} {what} row(s) were too long and lost history or the start of the question: {named}",
+            examples.cut.len()
+        );
     }
     for (id, reason) in examples.dropped.iter().take(NAMED_ROWS) {
         tracing::warn!("{id} is dropped: {reason}");
     }
     if examples.dropped.len() > NAMED_ROWS {
-        tracing::warn!("{} {what} rows are dropped because they do not fit", examples.dropped.len());
+        tracing::warn!(
+            "{} {what} rows are dropped because they do not fit",
+            examples.dropped.len()
+        );
     }
 }
 
@@ -83,8 +120,19 @@ impl Data {
     /// The gate, over training and held-out rows alike.
     pub(crate) fn check(&self, config: &RunConfig, train: &TrainSection) -> Result<Findings> {
         let rows: Vec<&Row> = self.rows.train.iter().chain(&self.rows.held_out).collect();
-        let examples: Vec<&Example> = self.train.examples.iter().chain(&self.held_out.examples).collect();
-        let refused: Vec<_> = self.train.refused.iter().chain(&self.held_out.refused).cloned().collect();
+        let examples: Vec<&Example> = self
+            .train
+            .examples
+            .iter()
+            .chain(&self.held_out.examples)
+            .collect();
+        let refused: Vec<_> = self
+            .train
+            .refused
+            .iter()
+            .chain(&self.held_out.refused)
+            .cloned()
+            .collect();
         check(&Subject {
             chat: &self.chat,
             embedding_rows: self.model.vocab_size,
@@ -100,7 +148,14 @@ impl Data {
     pub(crate) fn preview(&self, count: usize, terminal: bool) -> String {
         let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let rows = self.train.examples.iter().take(count);
-        rows.map(|example| format!("── {} ──\n{}\n", example.id, preview(&self.chat, example, colour))).collect()
+        rows.map(|example| {
+            format!(
+                "── {} ──\n{}\n",
+                example.id,
+                preview(&self.chat, example, colour)
+            )
+        })
+        .collect()
     }
 }
 
@@ -108,7 +163,10 @@ impl Data {
     /// The first row, so that a wrong template is seen before hours are spent.
     pub(crate) fn show_one_row(&self) {
         if tracing::enabled!(tracing::Level::INFO) {
-            eprintln!("a row as it is trained on, what is learnt is marked:\n{}", self.preview(1, std::io::stderr().is_terminal()));
+            eprintln!(
+                "a row as it is trained on, what is learnt is marked:\n{}",
+                self.preview(1, std::io::stderr().is_terminal())
+            );
         }
     }
 }
@@ -121,5 +179,8 @@ pub(crate) fn pass(findings: &Findings) -> Result<()> {
     if findings.problems.is_empty() {
         return Ok(());
     }
-    bail!("training would go wrong:\n  {}", findings.problems.join("\n  "))
+    bail!(
+        "training would go wrong:\n  {}",
+        findings.problems.join("\n  ")
+    )
 }

@@ -49,7 +49,12 @@ enum Fit {
 }
 
 /// Renders every row to at most `max_length` tokens. With `assistant_only_loss` false, every token but the first is learnt.
-pub fn prepare(chat: &Chat, rows: &[Row], max_length: usize, assistant_only_loss: bool) -> Examples {
+pub fn prepare(
+    chat: &Chat,
+    rows: &[Row],
+    max_length: usize,
+    assistant_only_loss: bool,
+) -> Examples {
     let fits: Vec<Fit> = rows
         .par_iter()
         .map(|row| match fit(chat, row, max_length) {
@@ -103,21 +108,33 @@ fn fit(chat: &Chat, row: &Row, max_length: usize) -> Result<Fit> {
 
 fn render(chat: &Chat, row: &Row, messages: &[Message]) -> Result<Example> {
     let rendered = chat.render(messages)?;
-    Ok(Example { id: row.id.clone(), ids: rendered.ids, learn: rendered.learn })
+    Ok(Example {
+        id: row.id.clone(),
+        ids: rendered.ids,
+        learn: rendered.learn,
+    })
 }
 
 /// Where the second turn of these messages begins, if there is one that an assistant answers.
 fn second_turn(messages: &[Message]) -> Option<usize> {
     let last_answer = messages.iter().rposition(|m| m.role == Role::Assistant)?;
-    (1..last_answer).find(|&i| messages[i].role == Role::User && messages[i - 1].role == Role::Assistant)
+    (1..last_answer)
+        .find(|&i| messages[i].role == Role::User && messages[i - 1].role == Role::Assistant)
 }
 
 /// Keeps as much of the end of the longest question as fits, at least one character.
-fn cut_question(chat: &Chat, row: &Row, mut messages: Vec<Message>, max_length: usize) -> Result<Fit> {
+fn cut_question(
+    chat: &Chat,
+    row: &Row,
+    mut messages: Vec<Message>,
+    max_length: usize,
+) -> Result<Fit> {
     let question = (0..messages.len())
         .filter(|&i| matches!(messages[i].role, Role::User | Role::Tool))
         .max_by_key(|&i| messages[i].content.len());
-    let Some(question) = question else { bail!("no user message") };
+    let Some(question) = question else {
+        bail!("no user message")
+    };
     let text: Vec<char> = messages[question].content.chars().collect();
     let mut try_keeping = |characters: usize| -> Result<Example> {
         messages[question].content = text[text.len() - characters..].iter().collect();

@@ -51,14 +51,21 @@ impl Export<'_> {
             self.chat.save(dir)?;
             self.stop_ids(&dir.join("generation_config.json"))?;
             std::fs::write(dir.join("README.md"), self.card())?;
-            std::fs::write(dir.join(MARKER), serde_json::to_string_pretty(self.about)? + "\n")?;
-            self.verify(dir).context("the export was loaded again and is not what was trained; nothing was written")
+            std::fs::write(
+                dir.join(MARKER),
+                serde_json::to_string_pretty(self.about)? + "\n",
+            )?;
+            self.verify(dir).context(
+                "the export was loaded again and is not what was trained; nothing was written",
+            )
         })?;
         Ok(self.path.to_path_buf())
     }
 
     fn refuse_foreign_folder(&self) -> Result<()> {
-        let Ok(mut entries) = std::fs::read_dir(self.path) else { return Ok(()) };
+        let Ok(mut entries) = std::fs::read_dir(self.path) else {
+            return Ok(());
+        };
         if entries.next().is_some() && !self.path.join(MARKER).exists() {
             bail!(
                 "export.path = \"{}\" holds files that are not an export of this program; choose an empty or new folder",
@@ -80,7 +87,8 @@ impl Export<'_> {
     /// Generation has to stop where training taught it to, whatever the source folder said.
     fn stop_ids(&self, path: &Path) -> Result<()> {
         let text = std::fs::read_to_string(path).unwrap_or_else(|_| "{}".into());
-        let mut config: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+        let mut config: Value = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not JSON", path.display()))?;
         let has: Vec<u64> = match &config["eos_token_id"] {
             Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
             id => id.as_u64().into_iter().collect(),
@@ -89,19 +97,32 @@ impl Export<'_> {
         if stop_ids.iter().all(|&id| has.contains(&u64::from(id))) {
             return Ok(());
         }
-        config["eos_token_id"] = if let [id] = stop_ids { json!(id) } else { json!(stop_ids) };
+        config["eos_token_id"] = if let [id] = stop_ids {
+            json!(id)
+        } else {
+            json!(stop_ids)
+        };
         std::fs::write(path, serde_json::to_string_pretty(&config)? + "\n")?;
         Ok(())
     }
 
     fn card(&self) -> String {
-        let base = self.like.map_or_else(String::new, |like| format!("base_model: {}\n", like.display()));
+        let base = self.like.map_or_else(String::new, |like| {
+            format!("base_model: {}\n", like.display())
+        });
         let facts: Vec<String> = self
             .about
             .as_object()
             .into_iter()
             .flatten()
-            .map(|(key, value)| format!("| {key} | {} |", value.as_str().map_or_else(|| value.to_string(), str::to_string)))
+            .map(|(key, value)| {
+                format!(
+                    "| {key} | {} |",
+                    value
+                        .as_str()
+                        .map_or_else(|| value.to_string(), str::to_string)
+                )
+            })
             .collect();
         format!(
             "---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}tags:\n- sysgen\n---\n\n\
@@ -117,18 +138,35 @@ impl Export<'_> {
     fn verify(&self, dir: &Path) -> Result<()> {
         let device = self.decoder.device();
         let reloaded = Decoder::load(dir, &device)?;
-        let vocab = u32::try_from(self.decoder.config.vocab_size).context("the vocabulary is too large")?;
+        let vocab =
+            u32::try_from(self.decoder.config.vocab_size).context("the vocabulary is too large")?;
         // Spread over the whole vocabulary: a shifted or cut table shows.
-        let ids: Vec<u32> = (0..PROBE_TOKENS as u32).map(|n| (n * (vocab / PROBE_TOKENS as u32).max(1)) % vocab).collect();
+        let ids: Vec<u32> = (0..PROBE_TOKENS as u32)
+            .map(|n| (n * (vocab / PROBE_TOKENS as u32).max(1)) % vocab)
+            .collect();
         let probe = Tokens::padded(&[&ids], 0);
         let expected = logits(&rounded_as_stored(self.decoder, dir, &device)?, &probe);
         let found = logits(&reloaded, &probe);
-        let differing = expected.iter().zip(&found).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        ensure!(differing == 0, "{differing} of {} logits differ", expected.len());
-        let options = ChatOptions { system_role: SystemRole::Native, default_system: DefaultSystem::Keep };
+        let differing = expected
+            .iter()
+            .zip(&found)
+            .filter(|(a, b)| a.to_bits() != b.to_bits())
+            .count();
+        ensure!(
+            differing == 0,
+            "{differing} of {} logits differ",
+            expected.len()
+        );
+        let options = ChatOptions {
+            system_role: SystemRole::Native,
+            default_system: DefaultSystem::Keep,
+        };
         let chat = Chat::load(dir, options)?;
         for messages in self.conversations {
-            ensure!(same_ids(self.chat, &chat, messages), "the chat template gives other ids");
+            ensure!(
+                same_ids(self.chat, &chat, messages),
+                "the chat template gives other ids"
+            );
         }
         Ok(())
     }
@@ -169,7 +207,10 @@ fn rounded_as_stored(decoder: &Decoder, dir: &Path, device: &Device) -> Result<D
             };
             let values = tensor.to_vec().into_iter().map(round).collect();
             let shape = tensor.shape();
-            Ok(Parameter { name, tensor: Weight::from_values(values, &shape, device) })
+            Ok(Parameter {
+                name,
+                tensor: Weight::from_values(values, &shape, device),
+            })
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Decoder::from_parameters(decoder.config.clone(), parameters))
@@ -179,12 +220,20 @@ fn stored_formats(dir: &Path) -> Result<Vec<(String, Dtype)>> {
     let mut formats = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
+        {
             let file = std::fs::File::open(&path)?;
             // SAFETY: the file was just written by this process in a folder nobody else knows.
             let bytes = unsafe { memmap2::Mmap::map(&file)? };
             let (_, header) = SafeTensors::read_metadata(&bytes)?;
-            formats.extend(header.tensors().into_iter().map(|(name, info)| (name, info.dtype)));
+            formats.extend(
+                header
+                    .tensors()
+                    .into_iter()
+                    .map(|(name, info)| (name, info.dtype)),
+            );
         }
     }
     Ok(formats)

@@ -17,14 +17,25 @@ use crate::example::Example;
 pub type Identity = BTreeMap<String, String>;
 
 /// Keys of `[train]` that do not change what is computed.
-const NEUTRAL: [&str; 6] =
-    ["save_steps", "save_total_limit", "logging_steps", "eval_steps", "samples", "max_nonfinite_steps"];
+const NEUTRAL: [&str; 6] = [
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "eval_steps",
+    "samples",
+    "max_nonfinite_steps",
+];
 
 /// The identity of training `examples` by this config.
 ///
 /// # Errors
 /// When the model folder cannot be read.
-pub fn identity(config: &RunConfig, chat: &Chat, train: &[Example], held_out: &[Example]) -> Result<Identity> {
+pub fn identity(
+    config: &RunConfig,
+    chat: &Chat,
+    train: &[Example],
+    held_out: &[Example],
+) -> Result<Identity> {
     let mut identity = Identity::new();
     let mut say = |key: &str, value: String| identity.insert(key.to_string(), value);
     say("seed", config.seed.to_string());
@@ -37,7 +48,10 @@ pub fn identity(config: &RunConfig, chat: &Chat, train: &[Example], held_out: &[
     if let Some(train) = &config.train
         && let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(train)
     {
-        for (key, value) in keys.iter().filter(|(key, _)| !NEUTRAL.contains(&key.as_str())) {
+        for (key, value) in keys
+            .iter()
+            .filter(|(key, _)| !NEUTRAL.contains(&key.as_str()))
+        {
             say(&format!("train.{key}"), word(value));
         }
     }
@@ -47,7 +61,11 @@ pub fn identity(config: &RunConfig, chat: &Chat, train: &[Example], held_out: &[
 /// What differs, as `key was a, is b`; nothing when they are equal.
 pub fn differences(was: &Identity, is: &Identity) -> Vec<String> {
     let keys: std::collections::BTreeSet<&String> = was.keys().chain(is.keys()).collect();
-    let value = |identity: &Identity, key| identity.get(key).map_or_else(|| "absent".to_string(), |v| shorten(v));
+    let value = |identity: &Identity, key| {
+        identity
+            .get(key)
+            .map_or_else(|| "absent".to_string(), |v| shorten(v))
+    };
     keys.into_iter()
         .filter(|&key| was.get(key) != is.get(key))
         .map(|key| format!("{key} was {}, is {}", value(was, key), value(is, key)))
@@ -56,7 +74,11 @@ pub fn differences(was: &Identity, is: &Identity) -> Vec<String> {
 
 fn shorten(value: &str) -> String {
     let hash = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
-    if hash { format!("{}…", &value[..8]) } else { value.to_string() }
+    if hash {
+        format!("{}…", &value[..8])
+    } else {
+        value.to_string()
+    }
 }
 
 fn word(value: &impl serde::Serialize) -> String {
@@ -108,9 +130,18 @@ mod tests {
 
     #[test]
     fn a_changed_key_is_said_with_both_values() {
-        let was = Identity::from([("seed".into(), "1".into()), ("train.learning_rate".into(), "1e-5".into())]);
-        let is = Identity::from([("seed".into(), "1".into()), ("train.learning_rate".into(), "2e-5".into())]);
-        assert_eq!(differences(&was, &is), ["train.learning_rate was 1e-5, is 2e-5"]);
+        let was = Identity::from([
+            ("seed".into(), "1".into()),
+            ("train.learning_rate".into(), "1e-5".into()),
+        ]);
+        let is = Identity::from([
+            ("seed".into(), "1".into()),
+            ("train.learning_rate".into(), "2e-5".into()),
+        ]);
+        assert_eq!(
+            differences(&was, &is),
+            ["train.learning_rate was 1e-5, is 2e-5"]
+        );
         assert!(differences(&was, &was).is_empty());
     }
 }

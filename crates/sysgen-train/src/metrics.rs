@@ -56,8 +56,10 @@ pub fn keep_until(path: &Path, step: Option<usize>) -> Result<()> {
             kept.push(text);
         }
     }
-    write_atomically(path, |file| kept.iter().try_for_each(|line| writeln!(file, "{line}")))
-        .with_context(|| format!("rewriting {}", path.display()))
+    write_atomically(path, |file| {
+        kept.iter().try_for_each(|line| writeln!(file, "{line}"))
+    })
+    .with_context(|| format!("rewriting {}", path.display()))
 }
 
 /// All whole lines of a metrics file.
@@ -83,8 +85,15 @@ mod tests {
     fn lines_after_the_checkpoint_are_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let lines: Vec<String> =
-            (0..6).map(|step| serde_json::to_string(&Line { step, ..Line::default() }).unwrap()).collect();
+        let lines: Vec<String> = (0..6)
+            .map(|step| {
+                serde_json::to_string(&Line {
+                    step,
+                    ..Line::default()
+                })
+                .unwrap()
+            })
+            .collect();
         std::fs::write(&path, format!("{}\n{{\"step\":6,\"ep", lines.join("\n"))).unwrap();
         keep_until(&path, Some(3)).unwrap();
         let steps: Vec<usize> = read(&path).unwrap().iter().map(|line| line.step).collect();

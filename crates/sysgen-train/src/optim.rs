@@ -37,7 +37,11 @@ impl Optimizer {
             Weight::Vector(tensor) => State::Vector(Moments::zeros_like(tensor)),
             Weight::Matrix(tensor) => State::Matrix(Moments::zeros_like(tensor)),
         };
-        Optimizer { settings, states: parameters.iter().map(zeros).collect(), updates: 0 }
+        Optimizer {
+            settings,
+            states: parameters.iter().map(zeros).collect(),
+            updates: 0,
+        }
     }
 
     /// One update: each gradient times `scale`, at this learning rate. A parameter without a gradient stays as it is.
@@ -49,20 +53,47 @@ impl Optimizer {
         learning_rate: f64,
     ) -> Vec<Parameter> {
         self.updates += 1;
-        let settings = AdamW { learning_rate, ..self.settings };
-        let no_decay = AdamW { weight_decay: 0.0, ..settings };
+        let settings = AdamW {
+            learning_rate,
+            ..self.settings
+        };
+        let no_decay = AdamW {
+            weight_decay: 0.0,
+            ..settings
+        };
         let states = std::mem::take(&mut self.states);
         let mut updated = Vec::with_capacity(parameters.len());
-        for ((parameter, gradient), state) in parameters.into_iter().zip(gradients.sums).zip(states) {
+        for ((parameter, gradient), state) in parameters.into_iter().zip(gradients.sums).zip(states)
+        {
             let Parameter { name, tensor } = parameter;
             let (tensor, state) = match (tensor, gradient, state) {
                 (tensor, None, state) => (tensor, state),
-                (Weight::Vector(tensor), Some(Weight::Vector(gradient)), State::Vector(moments)) => {
-                    let (tensor, moments) = adamw_step(tensor, scaled(gradient, scale), moments, &no_decay, self.updates);
+                (
+                    Weight::Vector(tensor),
+                    Some(Weight::Vector(gradient)),
+                    State::Vector(moments),
+                ) => {
+                    let (tensor, moments) = adamw_step(
+                        tensor,
+                        scaled(gradient, scale),
+                        moments,
+                        &no_decay,
+                        self.updates,
+                    );
                     (Weight::Vector(tensor), State::Vector(moments))
                 }
-                (Weight::Matrix(tensor), Some(Weight::Matrix(gradient)), State::Matrix(moments)) => {
-                    let (tensor, moments) = adamw_step(tensor, scaled(gradient, scale), moments, &settings, self.updates);
+                (
+                    Weight::Matrix(tensor),
+                    Some(Weight::Matrix(gradient)),
+                    State::Matrix(moments),
+                ) => {
+                    let (tensor, moments) = adamw_step(
+                        tensor,
+                        scaled(gradient, scale),
+                        moments,
+                        &settings,
+                        self.updates,
+                    );
                     (Weight::Matrix(tensor), State::Matrix(moments))
                 }
                 _ => panic!("{name}: parameter, gradient and optimizer state differ in rank"),
@@ -74,8 +105,15 @@ impl Optimizer {
     }
 }
 
-fn scaled<const D: usize>(gradient: burn::tensor::Tensor<D>, scale: f64) -> burn::tensor::Tensor<D> {
-    if scale == 1.0 { gradient } else { gradient.mul_scalar(scale) }
+fn scaled<const D: usize>(
+    gradient: burn::tensor::Tensor<D>,
+    scale: f64,
+) -> burn::tensor::Tensor<D> {
+    if scale == 1.0 {
+        gradient
+    } else {
+        gradient.mul_scalar(scale)
+    }
 }
 
 /// The sum of the gradients of several micro-batches, in f32, in the order of the model's parameters.
@@ -89,12 +127,21 @@ impl GradientSum {
     pub fn add(&mut self, parameters: &[Parameter], gradients: &mut Gradients) {
         self.sums.resize_with(parameters.len(), || None);
         for (parameter, sum) in parameters.iter().zip(&mut self.sums) {
-            let Some(gradient) = parameter.tensor.take_gradient(gradients) else { continue };
+            let Some(gradient) = parameter.tensor.take_gradient(gradients) else {
+                continue;
+            };
             *sum = Some(match (sum.take(), gradient) {
                 (None, gradient) => gradient,
-                (Some(Weight::Vector(sum)), Weight::Vector(gradient)) => Weight::Vector(sum + gradient),
-                (Some(Weight::Matrix(sum)), Weight::Matrix(gradient)) => Weight::Matrix(sum + gradient),
-                _ => panic!("{}: gradients of two micro-batches differ in rank", parameter.name),
+                (Some(Weight::Vector(sum)), Weight::Vector(gradient)) => {
+                    Weight::Vector(sum + gradient)
+                }
+                (Some(Weight::Matrix(sum)), Weight::Matrix(gradient)) => {
+                    Weight::Matrix(sum + gradient)
+                }
+                _ => panic!(
+                    "{}: gradients of two micro-batches differ in rank",
+                    parameter.name
+                ),
             });
         }
     }
@@ -111,7 +158,11 @@ impl GradientSum {
 
 /// What gradients of this global norm are multiplied with: `min(1, max_norm / (norm + 1e-6))`; 1 when `max_norm` is 0.
 pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
-    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + CLIP_EPSILON)).min(1.0) }
+    if max_norm == 0.0 {
+        1.0
+    } else {
+        (max_norm / (norm + CLIP_EPSILON)).min(1.0)
+    }
 }
 
 #[cfg(test)]

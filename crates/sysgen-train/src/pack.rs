@@ -23,7 +23,10 @@ pub fn best_fit(lengths: &[usize], order: &[usize], capacity: usize) -> Vec<Vec<
     let mut room: BTreeSet<(usize, usize)> = BTreeSet::new(); // (tokens left, row)
     for example in longest_first {
         let length = lengths[example];
-        assert!(length <= capacity, "an example of {length} tokens in rows of {capacity}");
+        assert!(
+            length <= capacity,
+            "an example of {length} tokens in rows of {capacity}"
+        );
         let (left, row) = match room.range((length, 0)..).next().copied() {
             Some(fullest) => {
                 room.remove(&fullest);
@@ -43,8 +46,15 @@ pub fn best_fit(lengths: &[usize], order: &[usize], capacity: usize) -> Vec<Vec<
 /// The rows of one epoch, in the order they are trained on: a pure function of the lengths, the seed and the epoch.
 ///
 /// Without `packing` every example has its own row. The number of rows is the same in every epoch.
-pub fn epoch_rows(lengths: &[usize], capacity: usize, packing: bool, seed: u64, epoch: usize) -> Vec<Vec<usize>> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed_from(&["epoch", &seed.to_string(), &epoch.to_string()]));
+pub fn epoch_rows(
+    lengths: &[usize],
+    capacity: usize,
+    packing: bool,
+    seed: u64,
+    epoch: usize,
+) -> Vec<Vec<usize>> {
+    let mut random =
+        ChaCha8Rng::seed_from_u64(seed_from(&["epoch", &seed.to_string(), &epoch.to_string()]));
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.shuffle(&mut random);
     let mut rows = if packing {
@@ -72,7 +82,10 @@ mod tests {
         let mut seen: Vec<usize> = rows.iter().flatten().copied().collect();
         seen.sort_unstable();
         assert_eq!(seen, order);
-        assert!(rows.iter().all(|row| row.iter().map(|&e| lengths[e]).sum::<usize>() <= 100));
+        assert!(
+            rows.iter()
+                .all(|row| row.iter().map(|&e| lengths[e]).sum::<usize>() <= 100)
+        );
     }
 
     #[test]
@@ -87,7 +100,11 @@ mod tests {
         let lengths = lengths(500);
         let rows = best_fit(&lengths, &(0..lengths.len()).collect::<Vec<_>>(), 100);
         let tokens: usize = lengths.iter().sum();
-        assert!(rows.len() <= tokens.div_ceil(100) * 11 / 9 + 1, "{} rows for {tokens} tokens", rows.len());
+        assert!(
+            rows.len() <= tokens.div_ceil(100) * 11 / 9 + 1,
+            "{} rows for {tokens} tokens",
+            rows.len()
+        );
     }
 
     #[test]

@@ -28,7 +28,11 @@ const EXPORT_CONVERSATIONS: usize = 32;
 pub(crate) fn run(config: &RunConfig) -> Result<()> {
     let _lock = lock_output(&config.output_dir)?;
     if let Some(done) = summary::finished(config)? {
-        println!("{} is complete; nothing was done again.\n\n{}", config.output_dir.display(), done.to_text());
+        println!(
+            "{} is complete; nothing was done again.\n\n{}",
+            config.output_dir.display(),
+            done.to_text()
+        );
         return Ok(());
     }
     let device = device(&config.device.to_string())?;
@@ -37,7 +41,9 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
         // The teacher is gone when this returns: the student never shares the device with it.
         let generated = sysgen_data::run(config, &device)?;
         if generated.interrupted {
-            println!("stopped; every finished row is kept. Run the same command again to go on from there.");
+            println!(
+                "stopped; every finished row is kept. Run the same command again to go on from there."
+            );
             return Ok(());
         }
         summary.data = Some(serde_json::to_value(&generated.funnel)?);
@@ -46,10 +52,24 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     if let Some(train) = &config.train {
         let data = data::load(config, train)?;
         data::pass(&data.check(config, train)?)?;
-        let Some(decoder) = self::train(config, train, &data, &device, &mut summary)? else { return Ok(()) };
+        let Some(decoder) = self::train(config, train, &data, &device, &mut summary)? else {
+            return Ok(());
+        };
         if config.export.is_some() {
-            let conversations = data.rows.train.iter().map(|row| row.messages.clone()).take(EXPORT_CONVERSATIONS).collect::<Vec<_>>();
-            summary.export = Some(write_export(config, &decoder, &data.chat, &conversations, &summary)?);
+            let conversations = data
+                .rows
+                .train
+                .iter()
+                .map(|row| row.messages.clone())
+                .take(EXPORT_CONVERSATIONS)
+                .collect::<Vec<_>>();
+            summary.export = Some(write_export(
+                config,
+                &decoder,
+                &data.chat,
+                &conversations,
+                &summary,
+            )?);
         }
     } else if config.export.is_some() {
         summary.export = Some(export_model(config, &device)?);
@@ -62,12 +82,21 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
 
 /// `sysgen-train check`.
 pub(crate) fn check(config: &RunConfig) -> Result<()> {
-    let train = config.train.as_ref().context("check needs a [train] section")?;
+    let train = config
+        .train
+        .as_ref()
+        .context("check needs a [train] section")?;
     let data = data::load(config, train)?;
     let findings = data.check(config, train)?;
-    println!("{}", data.preview(SHOWN_ROWS, std::io::stdout().is_terminal()));
+    println!(
+        "{}",
+        data.preview(SHOWN_ROWS, std::io::stdout().is_terminal())
+    );
     data::pass(&findings)?;
-    println!("No problem found in {} rows.", data.train.examples.len() + data.held_out.examples.len());
+    println!(
+        "No problem found in {} rows.",
+        data.train.examples.len() + data.held_out.examples.len()
+    );
     Ok(())
 }
 
@@ -81,10 +110,28 @@ pub(crate) fn export(config: &RunConfig) -> Result<()> {
 }
 
 /// Trains to the end. None when a signal stopped it.
-fn train(config: &RunConfig, train: &TrainSection, data: &Data, device: &Device, summary: &mut Summary) -> Result<Option<Decoder>> {
-    let identity = identity(config, &data.chat, &data.train.examples, &data.held_out.examples)?;
+fn train(
+    config: &RunConfig,
+    train: &TrainSection,
+    data: &Data,
+    device: &Device,
+    summary: &mut Summary,
+) -> Result<Option<Decoder>> {
+    let identity = identity(
+        config,
+        &data.chat,
+        &data.train.examples,
+        &data.held_out.examples,
+    )?;
     let held_out = held_out_batches(&data.held_out.examples, train, data.chat.pad_id());
-    let run = Run { config, train, chat: &data.chat, examples: &data.train.examples, held_out: &held_out, identity: &identity };
+    let run = Run {
+        config,
+        train,
+        chat: &data.chat,
+        examples: &data.train.examples,
+        held_out: &held_out,
+        identity: &identity,
+    };
     let order = run.order();
     tracing::info!(
         "{} steps: {} epochs of {} rows of at most {} tokens, {} rows a step",
@@ -108,7 +155,10 @@ fn train(config: &RunConfig, train: &TrainSection, data: &Data, device: &Device,
         Some(checkpoint) => {
             tracing::info!("going on from {}", checkpoint.path.display());
             untrained = None;
-            (run.resume(checkpoint, device)?, checkpoint.state.progress.clone())
+            (
+                run.resume(checkpoint, device)?,
+                checkpoint.state.progress.clone(),
+            )
         }
         None => {
             let decoder = match untrained.take() {
@@ -127,7 +177,10 @@ fn train(config: &RunConfig, train: &TrainSection, data: &Data, device: &Device,
             Ok(Some(finished.decoder))
         }
         Outcome::Interrupted(checkpoint) => {
-            println!("stopped; saved {}. Run the same command again to go on from there.", checkpoint.display());
+            println!(
+                "stopped; saved {}. Run the same command again to go on from there.",
+                checkpoint.display()
+            );
             Ok(None)
         }
     }
@@ -141,7 +194,10 @@ fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
         }
         ModelInit::Random => {
             let model = ModelConfig::from_directory(&config.model.path)?;
-            tracing::info!("starting from random weights, {}", config.model.path.join("config.json").display());
+            tracing::info!(
+                "starting from random weights, {}",
+                config.model.path.join("config.json").display()
+            );
             Decoder::random(model, config.seed, device)
         }
     })
@@ -150,7 +206,10 @@ fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
 /// The newest checkpoint of the run, or the model itself where nothing was trained.
 fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
     let chat = data::load_chat(config)?;
-    let newest = checkpoint::find(&config.output_dir)?.complete.into_iter().next_back();
+    let newest = checkpoint::find(&config.output_dir)?
+        .complete
+        .into_iter()
+        .next_back();
     let decoder = match &newest {
         Some(checkpoint) => {
             tracing::info!("exporting {}", checkpoint.path.display());
@@ -158,8 +217,17 @@ fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
         }
         None => load_base(config, device)?,
     };
-    let conversation = vec![Message::user("Hello"), Message::assistant("Hello, how can I help?")];
-    write_export(config, &decoder, &chat, &[conversation], &Summary::new(config)?)
+    let conversation = vec![
+        Message::user("Hello"),
+        Message::assistant("Hello, how can I help?"),
+    ];
+    write_export(
+        config,
+        &decoder,
+        &chat,
+        &[conversation],
+        &Summary::new(config)?,
+    )
 }
 
 fn write_export(
@@ -192,5 +260,7 @@ fn write_export(
 }
 
 fn write_config(config: &RunConfig) -> Result<()> {
-    write_atomically(&config.output_dir.join("config.toml"), |file| file.write_all(config.to_toml().as_bytes()))
+    write_atomically(&config.output_dir.join("config.toml"), |file| {
+        file.write_all(config.to_toml().as_bytes())
+    })
 }

@@ -69,15 +69,23 @@ struct Provenance {
 /// # Errors
 /// When the file cannot be read; a bad row is not an error but part of the result.
 pub fn read_rows(path: &Path) -> Result<Rows> {
-    let file_name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let file_name = path.file_name().map_or_else(
+        || path.display().to_string(),
+        |n| n.to_string_lossy().into_owned(),
+    );
     let mut found = Rows::default();
     for line in read_lines(path)? {
         let (number, text) = match line {
             Ok(line) => line,
             // A line that is not UTF-8 is one bad row; a file that ends in the middle is not whole, and nothing to train on.
-            Err(error) if format!("{error:#}").contains("cannot read further") => return Err(error),
+            Err(error) if format!("{error:#}").contains("cannot read further") => {
+                return Err(error);
+            }
             Err(error) => {
-                found.bad.push(BadRow { place: file_name.clone(), reason: format!("{error:#}") });
+                found.bad.push(BadRow {
+                    place: file_name.clone(),
+                    reason: format!("{error:#}"),
+                });
                 continue;
             }
         };
@@ -92,7 +100,10 @@ pub fn read_rows(path: &Path) -> Result<Rows> {
 
 fn read_row(place: &str, text: &str) -> Result<Row, String> {
     let line: Line = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let asked = line.messages.iter().any(|m| matches!(m.role, Role::User | Role::Tool));
+    let asked = line
+        .messages
+        .iter()
+        .any(|m| matches!(m.role, Role::User | Role::Tool));
     let answered = line.messages.iter().any(|m| m.role == Role::Assistant);
     if !asked || !answered {
         return Err("`messages` needs a user and an assistant message".into());
@@ -102,7 +113,11 @@ fn read_row(place: &str, text: &str) -> Result<Row, String> {
         Some(serde_json::Value::Number(id)) => id.to_string(),
         _ => place.to_string(),
     };
-    Ok(Row { id, messages: line.messages, original_answer: line.sysgen.and_then(|s| s.original_answer) })
+    Ok(Row {
+        id,
+        messages: line.messages,
+        original_answer: line.sysgen.and_then(|s| s.original_answer),
+    })
 }
 
 /// The rows `[train]` learns from: what `[generate]` wrote, or else `data.path`, shuffled and limited as `[data]` says.
@@ -111,8 +126,15 @@ fn read_row(place: &str, text: &str) -> Result<Row, String> {
 /// When no file is named, one cannot be read or holds nothing to use, or a row is bad and `data.strict` is set.
 pub fn training_rows(config: &RunConfig) -> Result<Rows> {
     let generated = config.generate.is_some();
-    let paths = if generated { vec![config.generated_data_dir().join("dataset.jsonl")] } else { config.data.path.clone() };
-    ensure!(!paths.is_empty(), "[train] needs rows: set data.path, or add [generate]");
+    let paths = if generated {
+        vec![config.generated_data_dir().join("dataset.jsonl")]
+    } else {
+        config.data.path.clone()
+    };
+    ensure!(
+        !paths.is_empty(),
+        "[train] needs rows: set data.path, or add [generate]"
+    );
     let mut found = Rows::default();
     for path in &paths {
         let rows = read_rows(path)?;
@@ -122,9 +144,15 @@ pub fn training_rows(config: &RunConfig) -> Result<Rows> {
     if let (true, Some(bad)) = (config.data.strict, found.bad.first()) {
         bail!("{}: {} (data.strict is set)", bad.place, bad.reason);
     }
-    let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let files = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ");
     match found.bad.first() {
-        Some(bad) if found.rows.is_empty() => bail!("{files}: no row can be used; {}: {}", bad.place, bad.reason),
+        Some(bad) if found.rows.is_empty() => {
+            bail!("{files}: no row can be used; {}: {}", bad.place, bad.reason)
+        }
         None if found.rows.is_empty() => bail!("{files}: no rows"),
         _ => {}
     }
@@ -152,14 +180,21 @@ pub fn split(rows: Vec<Row>, eval_fraction: f64, seed: u64) -> Split {
     if eval_fraction > 0.0 && held_out.iter().all(|held| !held) {
         let smallest = keys.iter().min().copied();
         let one_is_left = keys.iter().any(|&key| Some(key) != smallest);
-        held_out = keys.iter().map(|&key| one_is_left && Some(key) == smallest).collect();
+        held_out = keys
+            .iter()
+            .map(|&key| one_is_left && Some(key) == smallest)
+            .collect();
     } else if !held_out.is_empty() && held_out.iter().all(|held| *held) {
         let largest = keys.iter().max().copied();
         held_out = keys.iter().map(|&key| Some(key) != largest).collect();
     }
     let mut split = Split::default();
     for (row, held) in rows.into_iter().zip(held_out) {
-        if held { split.held_out.push(row) } else { split.train.push(row) }
+        if held {
+            split.held_out.push(row)
+        } else {
+            split.train.push(row)
+        }
     }
     split
 }
@@ -182,13 +217,20 @@ mod tests {
     fn row(n: usize) -> Row {
         Row {
             id: n.to_string(),
-            messages: vec![Message::user(format!("question {n}")), Message::assistant("answer")],
+            messages: vec![
+                Message::user(format!("question {n}")),
+                Message::assistant("answer"),
+            ],
             original_answer: None,
         }
     }
 
     fn held_out_ids(rows: Vec<Row>, fraction: f64, seed: u64) -> Vec<String> {
-        let mut ids: Vec<_> = split(rows, fraction, seed).held_out.into_iter().map(|row| row.id).collect();
+        let mut ids: Vec<_> = split(rows, fraction, seed)
+            .held_out
+            .into_iter()
+            .map(|row| row.id)
+            .collect();
         ids.sort();
         ids
     }
@@ -206,7 +248,12 @@ mod tests {
     fn a_repeated_row_is_never_on_both_sides() {
         let twice = (0..100).chain(0..100).map(row).collect();
         let split = split(twice, 0.2, 0);
-        assert!(split.held_out.iter().all(|held| split.train.iter().all(|row| row.id != held.id)));
+        assert!(
+            split
+                .held_out
+                .iter()
+                .all(|held| split.train.iter().all(|row| row.id != held.id))
+        );
     }
 
     #[test]

@@ -103,14 +103,24 @@ impl Run<'_> {
     /// # Errors
     /// When the checkpoint cannot be read.
     pub fn resume(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Trainer> {
-        checkpoint::load(checkpoint, self.optimizer_settings(), self.train.max_grad_norm, device)
+        checkpoint::load(
+            checkpoint,
+            self.optimizer_settings(),
+            self.train.max_grad_norm,
+            device,
+        )
     }
 
     /// Trains from `progress` to the end, or until a signal, or until `stop_after` steps are done (a test's kill).
     ///
     /// # Errors
     /// When too many steps were not finite, or a file cannot be written.
-    pub fn train(&self, mut trainer: Trainer, mut progress: Progress, stop_after: Option<usize>) -> Result<Outcome> {
+    pub fn train(
+        &self,
+        mut trainer: Trainer,
+        mut progress: Progress,
+        stop_after: Option<usize>,
+    ) -> Result<Outcome> {
         let train = self.train;
         let metrics_path = self.config.output_dir.join("metrics.jsonl");
         metrics::keep_until(&metrics_path, (progress.step > 0).then_some(progress.step))?;
@@ -127,13 +137,18 @@ impl Run<'_> {
         if progress.step == 0 && !self.held_out.is_empty() {
             let eval_loss = mean_loss(trainer.decoder(), self.held_out);
             tracing::info!("held-out loss before training: {eval_loss:.4}");
-            log.append(&Line { eval_loss: Some(eval_loss), ..Line::default() })?;
+            log.append(&Line {
+                eval_loss: Some(eval_loss),
+                ..Line::default()
+            })?;
         }
         while progress.step < total_steps {
             let started = Instant::now();
             let rows = order.step(progress.step);
-            let batches: Vec<Batch> =
-                rows.iter().map(|rows| Batch::new(self.examples, rows, self.chat.pad_id())).collect();
+            let batches: Vec<Batch> = rows
+                .iter()
+                .map(|rows| Batch::new(self.examples, rows, self.chat.pad_id()))
+                .collect();
             let learning_rate = schedule.learning_rate(progress.step);
             let report = trainer.step(&batches, learning_rate);
             let seconds = started.elapsed().as_secs_f64();
@@ -156,14 +171,23 @@ impl Run<'_> {
             };
             if !report.applied {
                 progress.nonfinite_steps += 1;
-                line.skipped_rows = Some(batches.iter().flat_map(|batch| batch.row_ids.clone()).collect());
+                line.skipped_rows = Some(
+                    batches
+                        .iter()
+                        .flat_map(|batch| batch.row_ids.clone())
+                        .collect(),
+                );
             }
             let last = progress.step == total_steps;
             let every = |steps: usize| steps > 0 && progress.step.is_multiple_of(steps);
             if (every(train.eval_steps) || last) && !self.held_out.is_empty() {
                 line.eval_loss = Some(mean_loss(trainer.decoder(), self.held_out));
             }
-            if every(train.logging_steps.max(1)) || last || line.eval_loss.is_some() || !report.applied {
+            if every(train.logging_steps.max(1))
+                || last
+                || line.eval_loss.is_some()
+                || !report.applied
+            {
                 log.append(&line)?;
             }
             show.step(&line);
@@ -185,7 +209,10 @@ impl Run<'_> {
             decoder: trainer.into_decoder(),
             progress,
             train_loss: mean_of_last_losses(&lines),
-            held_out_before: lines.first().filter(|line| line.step == 0).and_then(|line| line.eval_loss),
+            held_out_before: lines
+                .first()
+                .filter(|line| line.step == 0)
+                .and_then(|line| line.eval_loss),
             held_out_after: lines.last().and_then(|line| line.eval_loss),
         }))
     }
@@ -193,17 +220,30 @@ impl Run<'_> {
     fn save(&self, trainer: &Trainer, progress: &Progress) -> Result<PathBuf> {
         let (output_dir, keep) = (&self.config.output_dir, self.train.save_total_limit);
         let effective_config = self.config.to_toml();
-        checkpoint::save(output_dir, trainer, self.chat, progress, self.identity, &effective_config, keep)
+        checkpoint::save(
+            output_dir,
+            trainer,
+            self.chat,
+            progress,
+            self.identity,
+            &effective_config,
+            keep,
+        )
     }
 
     fn refuse_too_many_nonfinite_steps(&self, line: &Line, progress: &Progress) -> Result<()> {
-        let Some(rows) = &line.skipped_rows else { return Ok(()) };
+        let Some(rows) = &line.skipped_rows else {
+            return Ok(());
+        };
         let what = match line.loss {
             None => "the loss",
             Some(_) => "the gradient",
         };
         let rows = rows.join(", ");
-        tracing::warn!("step {}: {what} is not finite; the step is skipped. Rows: {rows}", line.step);
+        tracing::warn!(
+            "step {}: {what} is not finite; the step is skipped. Rows: {rows}",
+            line.step
+        );
         if progress.nonfinite_steps >= self.train.max_nonfinite_steps.max(1) {
             bail!(
                 "stopped: {} steps had a loss or gradient that is not finite (train.max_nonfinite_steps = {}), the last one \
@@ -218,7 +258,12 @@ impl Run<'_> {
 }
 
 fn mean_of_last_losses(lines: &[Line]) -> Option<f64> {
-    let last: Vec<f64> = lines.iter().rev().filter_map(|line| line.loss).take(LAST_STEPS).collect();
+    let last: Vec<f64> = lines
+        .iter()
+        .rev()
+        .filter_map(|line| line.loss)
+        .take(LAST_STEPS)
+        .collect();
     (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
 }
 
@@ -227,7 +272,9 @@ pub fn held_out_batches(examples: &[Example], train: &TrainSection, pad_id: u32)
     let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
     let order: Vec<usize> = (0..examples.len()).collect();
     let rows = best_fit(&lengths, &order, train.max_length);
-    rows.chunks(train.per_device_train_batch_size).map(|rows| Batch::new(examples, rows, pad_id)).collect()
+    rows.chunks(train.per_device_train_batch_size)
+        .map(|rows| Batch::new(examples, rows, pad_id))
+        .collect()
 }
 
 /// The checkpoint this run goes on from, if there is one. Says which ones are passed over.
@@ -237,9 +284,14 @@ pub fn held_out_batches(examples: &[Example], train: &TrainSection, pad_id: u32)
 pub fn checkpoint_to_resume(output_dir: &Path, identity: &Identity) -> Result<Option<Checkpoint>> {
     let found = checkpoint::find(output_dir)?;
     for (path, reason) in &found.incomplete {
-        tracing::warn!("{} is not complete and is ignored: {reason}", path.display());
+        tracing::warn!(
+            "{} is not complete and is ignored: {reason}",
+            path.display()
+        );
     }
-    let Some(newest) = found.complete.into_iter().next_back() else { return Ok(None) };
+    let Some(newest) = found.complete.into_iter().next_back() else {
+        return Ok(None);
+    };
     let changes = differences(&newest.state.identity, identity);
     if !changes.is_empty() {
         bail!(

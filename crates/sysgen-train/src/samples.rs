@@ -58,9 +58,15 @@ pub(crate) fn before(
 ) -> Result<Vec<Sample>> {
     let path = kept_path(output_dir);
     let asked: Vec<Sample> = rows.iter().map(sample).collect();
-    if let Some(kept) = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok())
+    if let Some(kept) = std::fs::read(&path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok())
         && kept.run == *run
-        && kept.samples.iter().map(|sample| &sample.id).eq(asked.iter().map(|sample| &sample.id))
+        && kept
+            .samples
+            .iter()
+            .map(|sample| &sample.id)
+            .eq(asked.iter().map(|sample| &sample.id))
     {
         return Ok(kept.samples);
     }
@@ -68,9 +74,15 @@ pub(crate) fn before(
         return Ok(asked);
     }
     let answers = answers(&untrained()?, chat, rows);
-    let samples: Vec<Sample> =
-        asked.into_iter().zip(answers).map(|(sample, before)| Sample { before, ..sample }).collect();
-    let kept = Kept { run: run.clone(), samples };
+    let samples: Vec<Sample> = asked
+        .into_iter()
+        .zip(answers)
+        .map(|(sample, before)| Sample { before, ..sample })
+        .collect();
+    let kept = Kept {
+        run: run.clone(),
+        samples,
+    };
     let json = serde_json::to_string_pretty(&kept)?;
     write_atomically(&path, |file| writeln!(file, "{json}"))?;
     Ok(kept.samples)
@@ -88,7 +100,12 @@ fn kept_path(output_dir: &Path) -> PathBuf {
 }
 
 fn sample(row: &Row) -> Sample {
-    let said = |role: Role| row.messages.iter().rfind(|m| m.role == role).map(|m| m.content.clone());
+    let said = |role: Role| {
+        row.messages
+            .iter()
+            .rfind(|m| m.role == role)
+            .map(|m| m.content.clone())
+    };
     Sample {
         id: row.id.clone(),
         system: said(Role::System),
@@ -106,13 +123,19 @@ fn answers(decoder: &Decoder, chat: &Chat, rows: &[Row]) -> Vec<Option<String>> 
     let (mut requests, mut asked) = (Vec::new(), Vec::new());
     for (index, row) in rows.iter().enumerate() {
         if let Ok(prompt) = chat.prompt(question(&row.messages)) {
-            requests.push(Request { prompt, sampling: Sampling::greedy(MAX_TOKENS), stop_ids: chat.stop_ids().to_vec() });
+            requests.push(Request {
+                prompt,
+                sampling: Sampling::greedy(MAX_TOKENS),
+                stop_ids: chat.stop_ids().to_vec(),
+            });
             asked.push(index);
         }
     }
     let slots = requests.len().max(1);
     Engine::new(decoder, slots, usize::MAX).generate(requests, &mut |request, completion| {
-        answers[asked[request]] = completion.ok().map(|completion| chat.decode(&completion.ids));
+        answers[asked[request]] = completion
+            .ok()
+            .map(|completion| chat.decode(&completion.ids));
         ControlFlow::Continue(())
     });
     answers
@@ -120,7 +143,10 @@ fn answers(decoder: &Decoder, chat: &Chat, rows: &[Row]) -> Vec<Option<String>> 
 
 /// The conversation up to its last answer.
 fn question(messages: &[Message]) -> &[Message] {
-    let answer = messages.iter().rposition(|m| m.role == Role::Assistant).unwrap_or(messages.len());
+    let answer = messages
+        .iter()
+        .rposition(|m| m.role == Role::Assistant)
+        .unwrap_or(messages.len());
     &messages[..answer]
 }
 
@@ -131,9 +157,15 @@ pub(crate) fn to_text(samples: &[Sample]) -> String {
         lines.push(format!("── {} ──", sample.id));
         let system = sample.system.as_deref().unwrap_or("(none)");
         let absent = "(the prompt does not fit the model's context)";
-        let answered = |answer: &Option<String>| answer.clone().unwrap_or_else(|| absent.to_string());
+        let answered =
+            |answer: &Option<String>| answer.clone().unwrap_or_else(|| absent.to_string());
         let (before, after) = (answered(&sample.before), answered(&sample.after));
-        let mut say = |what: &str, text: &str| lines.push(format!("  {what:<16} {}", text.trim().replace('\n', "\n                   ")));
+        let mut say = |what: &str, text: &str| {
+            lines.push(format!(
+                "  {what:<16} {}",
+                text.trim().replace('\n', "\n                   ")
+            ))
+        };
         say("system message", system);
         say("question", &sample.question);
         if let Some(original) = &sample.original_answer {

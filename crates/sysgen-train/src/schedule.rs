@@ -60,21 +60,39 @@ mod tests {
             (LrScheduler::Constant, 19, 0.001),
         ];
         for (decay, step, expected) in cases {
-            let schedule = Schedule { peak: 1e-3, warmup_steps: 4, total_steps: 20, decay };
+            let schedule = Schedule {
+                peak: 1e-3,
+                warmup_steps: 4,
+                total_steps: 20,
+                decay,
+            };
             let got = schedule.learning_rate(step);
-            assert!((got - expected).abs() < 1e-15, "{decay:?} step {step}: {got} instead of {expected}");
+            assert!(
+                (got - expected).abs() < 1e-15,
+                "{decay:?} step {step}: {got} instead of {expected}"
+            );
         }
     }
 
     #[test]
     fn without_warm_up_the_first_step_has_the_peak() {
-        let schedule = Schedule { peak: 0.5, warmup_steps: 0, total_steps: 10, decay: LrScheduler::Cosine };
+        let schedule = Schedule {
+            peak: 0.5,
+            warmup_steps: 0,
+            total_steps: 10,
+            decay: LrScheduler::Cosine,
+        };
         assert_eq!(schedule.learning_rate(0), 0.5);
     }
 
     #[test]
     fn a_warm_up_longer_than_the_run_never_divides_by_zero() {
-        let schedule = Schedule { peak: 1.0, warmup_steps: 8, total_steps: 4, decay: LrScheduler::Linear };
+        let schedule = Schedule {
+            peak: 1.0,
+            warmup_steps: 8,
+            total_steps: 4,
+            decay: LrScheduler::Linear,
+        };
         assert_eq!(schedule.learning_rate(4), 0.5);
         assert!(schedule.learning_rate(8).is_finite());
     }

@@ -25,7 +25,8 @@ pub struct Show {
 impl Show {
     /// For a run of `total_steps` of which `done` are done.
     pub fn steps(total_steps: usize, done: usize) -> Show {
-        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr()) && tracing::enabled!(tracing::Level::INFO);
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr())
+            && tracing::enabled!(tracing::Level::INFO);
         let bar = terminal.then(|| {
             let bar = ProgressBar::new(total_steps as u64).with_position(done as u64);
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
@@ -34,7 +35,13 @@ impl Show {
             bar
         });
         let now = Instant::now();
-        Show { bar, total_steps, first_step: done, started: now, last_line: Cell::new(now) }
+        Show {
+            bar,
+            total_steps,
+            first_step: done,
+            started: now,
+            last_line: Cell::new(now),
+        }
     }
 
     /// A step was done.
@@ -46,7 +53,11 @@ impl Show {
             return;
         }
         let early = line.step - self.first_step <= FIRST_LINES;
-        if early || line.eval_loss.is_some() || line.step == self.total_steps || self.last_line.get().elapsed() > LINE_INTERVAL {
+        if early
+            || line.eval_loss.is_some()
+            || line.step == self.total_steps
+            || self.last_line.get().elapsed() > LINE_INTERVAL
+        {
             self.last_line.set(Instant::now());
             tracing::info!("step {}/{}  {message}", line.step, self.total_steps);
         }
@@ -83,7 +94,11 @@ impl Show {
             words += &format!("  {speed:.0} tokens/s");
         }
         let done = line.step - self.first_step;
-        let left = self.started.elapsed().div_f64(done.max(1) as f64).mul_f64((self.total_steps - line.step) as f64);
+        let left = self
+            .started
+            .elapsed()
+            .div_f64(done.max(1) as f64)
+            .mul_f64((self.total_steps - line.step) as f64);
         words + &format!("  {} left", HumanDuration(left))
     }
 }

@@ -92,10 +92,16 @@ impl Summary {
     pub(crate) fn to_text(&self) -> String {
         let mut lines = Vec::new();
         if let Some(funnel) = &self.funnel {
-            lines.push(format!("Data: {}\n{funnel}", self.output_dir.join("data/dataset.jsonl").display()));
+            lines.push(format!(
+                "Data: {}\n{funnel}",
+                self.output_dir.join("data/dataset.jsonl").display()
+            ));
         }
         if !self.samples.is_empty() {
-            lines.push(format!("Rows the model was not trained on:\n{}\n", samples::to_text(&self.samples)));
+            lines.push(format!(
+                "Rows the model was not trained on:\n{}\n",
+                samples::to_text(&self.samples)
+            ));
         }
         if self.steps > 0 {
             let speed = self.num_tokens as f64 / self.seconds.max(1e-9);
@@ -104,18 +110,31 @@ impl Summary {
                 self.steps, self.rows, self.num_tokens, self.supervised_tokens, self.seconds
             ));
             if self.rows_dropped > 0 {
-                lines.push(format!("  {} rows did not fit and were dropped", self.rows_dropped));
+                lines.push(format!(
+                    "  {} rows did not fit and were dropped",
+                    self.rows_dropped
+                ));
             }
             if self.nonfinite_steps > 0 {
-                lines.push(format!("  {} steps were skipped because they were not finite", self.nonfinite_steps));
+                lines.push(format!(
+                    "  {} steps were skipped because they were not finite",
+                    self.nonfinite_steps
+                ));
             }
             if let Some(loss) = self.train_loss {
                 lines.push(format!("Training loss, mean of the last steps: {loss:.4}"));
             }
-            if let (Some(before), Some(after)) = (self.held_out_loss_before, self.held_out_loss_after) {
-                lines.push(format!("Held-out loss: {before:.4} before, {after:.4} after"));
+            if let (Some(before), Some(after)) =
+                (self.held_out_loss_before, self.held_out_loss_after)
+            {
+                lines.push(format!(
+                    "Held-out loss: {before:.4} before, {after:.4} after"
+                ));
             }
-            lines.push(format!("Metrics of every step: {}", self.output_dir.join("metrics.jsonl").display()));
+            lines.push(format!(
+                "Metrics of every step: {}",
+                self.output_dir.join("metrics.jsonl").display()
+            ));
         }
         if let Some(path) = &self.export {
             lines.push(format!("The model: {}\n\n{}", path.display(), usage(path)));
@@ -126,16 +145,27 @@ impl Summary {
     /// Writes `summary.json` and `summary.txt`: from now on the run is finished.
     pub(crate) fn save(&self, config: &RunConfig) -> Result<()> {
         let json = serde_json::to_string_pretty(self)?;
-        write_atomically(&config.output_dir.join("summary.txt"), |file| writeln!(file, "{}", self.to_text()))?;
-        write_atomically(&json_path(&config.output_dir), |file| writeln!(file, "{json}"))
+        write_atomically(&config.output_dir.join("summary.txt"), |file| {
+            writeln!(file, "{}", self.to_text())
+        })?;
+        write_atomically(&json_path(&config.output_dir), |file| {
+            writeln!(file, "{json}")
+        })
     }
 }
 
 /// The summary of the run in this folder if it is the run this config describes, finished, with its export in place.
 pub(crate) fn finished(config: &RunConfig) -> Result<Option<Summary>> {
-    let Ok(text) = std::fs::read_to_string(json_path(&config.output_dir)) else { return Ok(None) };
-    let Ok(summary) = serde_json::from_str::<Summary>(&text) else { return Ok(None) };
-    let in_place = summary.export.as_ref().is_none_or(|path| path.join("config.json").exists());
+    let Ok(text) = std::fs::read_to_string(json_path(&config.output_dir)) else {
+        return Ok(None);
+    };
+    let Ok(summary) = serde_json::from_str::<Summary>(&text) else {
+        return Ok(None);
+    };
+    let in_place = summary
+        .export
+        .as_ref()
+        .is_none_or(|path| path.join("config.json").exists());
     Ok((in_place && summary.inputs == inputs(config)?).then_some(summary))
 }
 
@@ -156,7 +186,12 @@ fn inputs(config: &RunConfig) -> Result<String> {
             .flatten()
             .filter_map(|entry| {
                 let file = entry.metadata().ok()?;
-                Some(format!("{} {} {:?}", entry.file_name().to_string_lossy(), file.len(), file.modified().ok()?))
+                Some(format!(
+                    "{} {} {:?}",
+                    entry.file_name().to_string_lossy(),
+                    file.len(),
+                    file.modified().ok()?
+                ))
             })
             .collect();
         files.sort();

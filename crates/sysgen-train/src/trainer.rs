@@ -37,24 +37,35 @@ pub struct StepReport {
 impl Trainer {
     /// Starts or goes on training `decoder`, which lives on a plain (not autodiff) device.
     pub fn new(decoder: Decoder, optimizer: Optimizer, max_grad_norm: f64) -> Trainer {
-        Trainer { decoder: Some(decoder), optimizer, max_grad_norm }
+        Trainer {
+            decoder: Some(decoder),
+            optimizer,
+            max_grad_norm,
+        }
     }
 
     /// The model as it is now.
     pub fn decoder(&self) -> &Decoder {
-        self.decoder.as_ref().expect("only `step` takes the decoder, and it puts it back")
+        self.decoder
+            .as_ref()
+            .expect("only `step` takes the decoder, and it puts it back")
     }
 
     /// The trained model.
     pub fn into_decoder(self) -> Decoder {
-        self.decoder.expect("only `step` takes the decoder, and it puts it back")
+        self.decoder
+            .expect("only `step` takes the decoder, and it puts it back")
     }
 
     /// One optimizer step over these micro-batches.
     pub fn step(&mut self, batches: &[Batch], learning_rate: f64) -> StepReport {
         let supervised_tokens: usize = batches.iter().map(|batch| batch.targets.len()).sum();
         let tokens = batches.iter().map(|batch| batch.token_count).sum();
-        let decoder = self.decoder.take().expect("only `step` takes the decoder, and it puts it back").autodiff();
+        let decoder = self
+            .decoder
+            .take()
+            .expect("only `step` takes the decoder, and it puts it back")
+            .autodiff();
         let leaves = decoder.parameters();
         let mut gradient = GradientSum::default();
         let mut losses = Vec::with_capacity(batches.len());
@@ -66,18 +77,29 @@ impl Trainer {
         }
         drop(leaves);
         let decoder = decoder.inner();
-        let loss: f64 = losses.into_iter().map(|loss| f64::from(loss.into_scalar::<f32>())).sum();
+        let loss: f64 = losses
+            .into_iter()
+            .map(|loss| f64::from(loss.into_scalar::<f32>()))
+            .sum();
         let grad_norm = gradient.global_norm();
         let applied = supervised_tokens > 0 && loss.is_finite() && grad_norm.is_finite();
         self.decoder = Some(if applied {
             let scale = clip_coefficient(grad_norm, self.max_grad_norm);
             let (config, parameters) = decoder.into_parameters();
-            let parameters = self.optimizer.update(parameters, gradient, scale, learning_rate);
+            let parameters = self
+                .optimizer
+                .update(parameters, gradient, scale, learning_rate);
             Decoder::from_parameters(config, parameters)
         } else {
             decoder
         });
-        StepReport { loss, grad_norm, tokens, supervised_tokens, applied }
+        StepReport {
+            loss,
+            grad_norm,
+            tokens,
+            supervised_tokens,
+            applied,
+        }
     }
 }
 
@@ -99,5 +121,11 @@ fn loss_sum(decoder: &Decoder, batch: &Batch) -> Tensor<1> {
     let predict_at = TensorData::new(predict_at, [batch.predict_at.len()]);
     let predict_at = Tensor::<1, Int>::from_data(predict_at, &hidden.device());
     let supervised = hidden.reshape([rows * time, dim]).select(0, predict_at);
-    linear_cross_entropy(supervised, decoder.head(), &batch.targets, decoder.config.final_softcap).sum()
+    linear_cross_entropy(
+        supervised,
+        decoder.head(),
+        &batch.targets,
+        decoder.config.final_softcap,
+    )
+    .sum()
 }

@@ -14,8 +14,10 @@ impl Folder {
     fn new(train: &str) -> Folder {
         let dir = tempfile::tempdir().unwrap();
         fixture::model_folder(&dir.path().join("model"));
-        let rows: Vec<String> =
-            fixture::rows(60).iter().map(|row| serde_json::json!({"messages": row.messages}).to_string()).collect();
+        let rows: Vec<String> = fixture::rows(60)
+            .iter()
+            .map(|row| serde_json::json!({"messages": row.messages}).to_string())
+            .collect();
         std::fs::write(dir.path().join("rows.jsonl"), rows.join("\n")).unwrap();
         let config = format!(
             "output_dir = \"run\"\ndevice = \"cpu\"\n[model]\npath = \"model\"\ninit = \"random\"\n[data]\npath = \"rows.jsonl\"\n\
@@ -27,7 +29,11 @@ impl Folder {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
-        command.current_dir(self.dir.path()).args(arguments).args(["--config", "c.toml"]).env("NO_COLOR", "1");
+        command
+            .current_dir(self.dir.path())
+            .args(arguments)
+            .args(["--config", "c.toml"])
+            .env("NO_COLOR", "1");
         command
     }
 
@@ -41,7 +47,10 @@ impl Folder {
 }
 
 fn text(output: &Output) -> (String, String) {
-    (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 fn succeeds(output: &Output) -> String {
@@ -53,31 +62,60 @@ fn succeeds(output: &Output) -> String {
 fn wait_for(path: &Path) {
     let start = Instant::now();
     while !path.exists() {
-        assert!(start.elapsed() < Duration::from_secs(120), "{} never came", path.display());
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "{} never came",
+            path.display()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 fn interrupt(child: &std::process::Child, signal: &str) {
-    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
 fn a_run_trains_exports_and_is_not_repeated() {
     let folder = Folder::new("max_steps = 8\nsave_steps = 4");
     let stdout = succeeds(&folder.run(&[]));
-    assert!(stdout.contains("Held-out loss:") && stdout.contains("AutoModelForCausalLM"), "{stdout}");
-    for name in ["metrics.jsonl", "config.toml", "summary.json", "summary.txt", "export/model.safetensors", "checkpoint-8"] {
+    assert!(
+        stdout.contains("Held-out loss:") && stdout.contains("AutoModelForCausalLM"),
+        "{stdout}"
+    );
+    for name in [
+        "metrics.jsonl",
+        "config.toml",
+        "summary.json",
+        "summary.txt",
+        "export/model.safetensors",
+        "checkpoint-8",
+    ] {
         assert!(folder.path(name).exists(), "{name} is absent");
     }
     let metrics = std::fs::read(folder.path("metrics.jsonl")).unwrap();
     let again = succeeds(&folder.run(&[]));
-    assert!(again.contains("complete") && again.contains("Held-out loss:"), "{again}");
-    assert_eq!(std::fs::read(folder.path("metrics.jsonl")).unwrap(), metrics);
+    assert!(
+        again.contains("complete") && again.contains("Held-out loss:"),
+        "{again}"
+    );
+    assert_eq!(
+        std::fs::read(folder.path("metrics.jsonl")).unwrap(),
+        metrics
+    );
 
     let refused = folder.run(&["--set", "train.learning_rate=1e-4"]);
     let (_, stderr) = text(&refused);
-    assert!(!refused.status.success() && stderr.contains("learning_rate was 0.005, is 0.0001"), "{stderr}");
+    assert!(
+        !refused.status.success() && stderr.contains("learning_rate was 0.005, is 0.0001"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -87,36 +125,64 @@ fn a_signal_saves_and_the_same_command_goes_on() {
 
     let folder = Folder::new("max_steps = 60");
     for signal in ["-TERM", "-INT"] {
-        let child = folder.command(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = folder
+            .command(&[])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         wait_for(&folder.path("metrics.jsonl"));
         std::thread::sleep(Duration::from_millis(300));
         interrupt(&child, signal);
         let stdout = succeeds(&child.wait_with_output().unwrap());
-        assert!(stdout.contains("Run the same command again") || stdout.contains("Held-out loss"), "{stdout}");
+        assert!(
+            stdout.contains("Run the same command again") || stdout.contains("Held-out loss"),
+            "{stdout}"
+        );
     }
     // No warning at all: killed while it works, it goes on from what was saved.
-    let mut child = folder.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = folder
+        .command(&[])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     std::thread::sleep(Duration::from_millis(500));
     let _ = child.kill();
     child.wait().unwrap();
     succeeds(&folder.run(&["-q"]));
     let weights = |folder: &Folder| std::fs::read(folder.path("export/model.safetensors")).unwrap();
-    assert!(weights(&folder) == weights(&undisturbed), "the exported weights differ");
+    assert!(
+        weights(&folder) == weights(&undisturbed),
+        "the exported weights differ"
+    );
 }
 
 #[test]
 fn check_shows_rows_and_refuses_a_broken_template() {
     let folder = Folder::new("");
     let stdout = succeeds(&folder.run(&["check"]));
-    assert!(stdout.contains("⟦") && stdout.contains("No problem found in 60 rows"), "{stdout}");
-    assert!(!folder.path("config.toml").exists(), "check wrote into the run");
+    assert!(
+        stdout.contains("⟦") && stdout.contains("No problem found in 60 rows"),
+        "{stdout}"
+    );
+    assert!(
+        !folder.path("config.toml").exists(),
+        "check wrote into the run"
+    );
 
-    let deaf = fixture::TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'] | replace('capitals', 'c') }}");
+    let deaf = fixture::TEMPLATE.replace(
+        "{{ message['content'] }}",
+        "{{ message['content'] | replace('capitals', 'c') }}",
+    );
     fixture::model_folder_with(&folder.dir.path().join("model"), &deaf, fixture::VOCAB);
     for arguments in [&["check"][..], &[]] {
         let output = folder.run(arguments);
         let (_, stderr) = text(&output);
-        assert!(!output.status.success() && stderr.contains("training would go wrong"), "{stderr}");
+        assert!(
+            !output.status.success() && stderr.contains("training would go wrong"),
+            "{stderr}"
+        );
     }
     assert!(!folder.path("metrics.jsonl").exists());
 }
@@ -136,6 +202,9 @@ fn export_writes_the_newest_checkpoint() {
 fn a_dry_run_prints_the_effective_config_and_writes_nothing() {
     let folder = Folder::new("");
     let stdout = succeeds(&folder.run(&["--dry-run", "--set", "train.max_steps=7"]));
-    assert!(stdout.contains("max_steps = 7") && stdout.contains("adam_beta2 = 0.999"), "{stdout}");
+    assert!(
+        stdout.contains("max_steps = 7") && stdout.contains("adam_beta2 = 0.999"),
+        "{stdout}"
+    );
     assert!(!folder.dir.path().join("run").exists());
 }

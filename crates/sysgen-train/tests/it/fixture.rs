@@ -29,7 +29,8 @@ pub(crate) fn model_folder(dir: &Path) {
 /// The same with another template or another number of embedding rows.
 pub(crate) fn model_folder_with(dir: &Path, template: &str, embedding_rows: usize) {
     std::fs::create_dir_all(dir).unwrap();
-    let write = |name: &str, value: &Value| std::fs::write(dir.join(name), value.to_string()).unwrap();
+    let write =
+        |name: &str, value: &Value| std::fs::write(dir.join(name), value.to_string()).unwrap();
     write("config.json", &config(embedding_rows));
     write("tokenizer.json", &tokenizer());
     write(
@@ -101,11 +102,21 @@ pub(crate) fn rows(count: usize) -> Vec<Row> {
     (0..count)
         .map(|n| {
             let word = ["red", "green", "blue", "cat", "dog"][n % 5].repeat(1 + n % 3);
-            let (system, answer) =
-                if n % 2 == 0 { ("Answer in capitals.", word.to_uppercase()) } else { ("Answer plainly.", word.clone()) };
-            let messages =
-                vec![Message::system(system), Message::user(format!("Say {word} {n}")), Message::assistant(answer)];
-            Row { id: format!("row-{n}"), messages, original_answer: None }
+            let (system, answer) = if n % 2 == 0 {
+                ("Answer in capitals.", word.to_uppercase())
+            } else {
+                ("Answer plainly.", word.clone())
+            };
+            let messages = vec![
+                Message::system(system),
+                Message::user(format!("Say {word} {n}")),
+                Message::assistant(answer),
+            ];
+            Row {
+                id: format!("row-{n}"),
+                messages,
+                original_answer: None,
+            }
         })
         .collect()
 }
@@ -124,7 +135,11 @@ pub(crate) fn examples(chat: &Chat, rows: &[Row]) -> Vec<Example> {
 
 /// An untrained model of the folder.
 pub(crate) fn decoder(dir: &Path) -> Decoder {
-    Decoder::random(ModelConfig::from_directory(dir).unwrap(), 1, &Device::flex())
+    Decoder::random(
+        ModelConfig::from_directory(dir).unwrap(),
+        1,
+        &Device::flex(),
+    )
 }
 
 /// Settings of a short run that learns.

@@ -41,7 +41,10 @@ fn findings_with(change: impl Fn(&mut Example)) -> Findings {
 }
 
 fn refuses(findings: &Findings, words: &[&str]) {
-    let found = findings.problems.iter().any(|problem| words.iter().all(|word| problem.contains(word)));
+    let found = findings
+        .problems
+        .iter()
+        .any(|problem| words.iter().all(|word| problem.contains(word)));
     assert!(found, "no problem says {words:?}: {findings:#?}");
 }
 
@@ -49,7 +52,10 @@ fn refuses(findings: &Findings, words: &[&str]) {
 fn a_sound_data_set_passes() {
     let dir = tempfile::tempdir().unwrap();
     fixture::model_folder(dir.path());
-    assert_eq!(findings(dir.path(), &fixture::rows(20)), Findings::default());
+    assert_eq!(
+        findings(dir.path(), &fixture::rows(20)),
+        Findings::default()
+    );
 }
 
 #[test]
@@ -58,7 +64,13 @@ fn a_missing_bos_is_refused() {
         example.ids.remove(0);
         example.learn.remove(0);
     });
-    refuses(&findings, &["5 row(s) (row-0, row-1, row-2 and 2 more)", "do not begin with <|begin|>"]);
+    refuses(
+        &findings,
+        &[
+            "5 row(s) (row-0, row-1, row-2 and 2 more)",
+            "do not begin with <|begin|>",
+        ],
+    );
 }
 
 #[test]
@@ -99,9 +111,15 @@ fn an_answer_whose_stop_token_is_not_learnt_is_refused() {
 #[test]
 fn a_template_that_drops_the_system_message_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let deaf = TEMPLATE.replace("{% for message in messages %}", "{% for message in messages if message['role'] != 'system' %}");
+    let deaf = TEMPLATE.replace(
+        "{% for message in messages %}",
+        "{% for message in messages if message['role'] != 'system' %}",
+    );
     fixture::model_folder_with(dir.path(), &deaf, VOCAB);
-    refuses(&findings(dir.path(), &fixture::rows(4)), &["row-0", "system message"]);
+    refuses(
+        &findings(dir.path(), &fixture::rows(4)),
+        &["row-0", "system message"],
+    );
 }
 
 #[test]
@@ -112,7 +130,10 @@ fn a_template_that_changes_the_system_message_is_refused() {
         "{% if message['role'] == 'system' %}{{ message['content'] | upper }}{% else %}{{ message['content'] }}{% endif %}",
     );
     fixture::model_folder_with(dir.path(), &loud, VOCAB);
-    refuses(&findings(dir.path(), &fixture::rows(4)), &["row-0", "system message"]);
+    refuses(
+        &findings(dir.path(), &fixture::rows(4)),
+        &["row-0", "system message"],
+    );
 }
 
 #[test]
@@ -127,32 +148,65 @@ fn a_default_system_text_is_said_when_kept_and_gone_when_stripped() {
     rows[1].messages.remove(0);
     let kept = findings(dir.path(), &rows);
     assert!(kept.problems.is_empty(), "{kept:?}");
-    assert!(kept.notes.iter().any(|note| note.contains("You are Tiny.") && note.contains("1 row(s)")), "{kept:?}");
+    assert!(
+        kept.notes
+            .iter()
+            .any(|note| note.contains("You are Tiny.") && note.contains("1 row(s)")),
+        "{kept:?}"
+    );
 
     // The gate itself, told that the text should be gone when it is not.
     let chat = fixture::chat(dir.path());
     let examples = prepare(&chat, &rows, 512, true);
-    let told = Subject { default_system: DefaultSystem::Strip, ..subject(&chat, &rows, &examples) };
-    refuses(&check(&told).unwrap(), &["default_system = \"strip\"", "You are Tiny."]);
+    let told = Subject {
+        default_system: DefaultSystem::Strip,
+        ..subject(&chat, &rows, &examples)
+    };
+    refuses(
+        &check(&told).unwrap(),
+        &["default_system = \"strip\"", "You are Tiny."],
+    );
 
-    let options = ChatOptions { system_role: SystemRole::Native, default_system: DefaultSystem::Strip };
+    let options = ChatOptions {
+        system_role: SystemRole::Native,
+        default_system: DefaultSystem::Strip,
+    };
     let chat = Chat::load(dir.path(), options).unwrap();
     let examples = prepare(&chat, &rows, 512, true);
-    let stripped = Subject { default_system: DefaultSystem::Strip, ..subject(&chat, &rows, &examples) };
+    let stripped = Subject {
+        default_system: DefaultSystem::Strip,
+        ..subject(&chat, &rows, &examples)
+    };
     assert_eq!(check(&stripped).unwrap(), Findings::default());
 }
 
 #[test]
 fn policies_come_out_of_the_exported_template_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let refusing = format!("{{% if messages[0]['role'] == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}{TEMPLATE}");
+    let refusing = format!(
+        "{{% if messages[0]['role'] == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}{TEMPLATE}"
+    );
     fixture::model_folder_with(dir.path(), &refusing, VOCAB);
     let rows = fixture::rows(6);
-    refuses(&findings(dir.path(), &rows), &["6 row(s)", "cannot be rendered"]);
+    refuses(
+        &findings(dir.path(), &rows),
+        &["6 row(s)", "cannot be rendered"],
+    );
     for system_role in [SystemRole::OwnTurn, SystemRole::MergeFirstUser] {
-        let chat = Chat::load(dir.path(), ChatOptions { system_role, default_system: DefaultSystem::Keep }).unwrap();
+        let chat = Chat::load(
+            dir.path(),
+            ChatOptions {
+                system_role,
+                default_system: DefaultSystem::Keep,
+            },
+        )
+        .unwrap();
         let examples = prepare(&chat, &rows, 512, true);
-        assert_eq!(check(&subject(&chat, &rows, &examples)).unwrap(), Findings::default(), "{system_role:?}");
+        assert_eq!(
+            check(&subject(&chat, &rows, &examples)).unwrap(),
+            Findings::default(),
+            "{system_role:?}"
+        );
     }
 }
 
@@ -164,12 +218,20 @@ fn two_templates_that_give_other_ids_are_told_apart() {
     let messages = &fixture::rows(1)[0].messages;
     assert!(same_ids(&one_chat, &same, messages));
     // Only the generation prompt differs: a conversation alone would not show it.
-    fixture::model_folder_with(other.path(), &TEMPLATE.replace("assistant\n{% endif %}", "assistant\n\n{% endif %}"), VOCAB);
+    fixture::model_folder_with(
+        other.path(),
+        &TEMPLATE.replace("assistant\n{% endif %}", "assistant\n\n{% endif %}"),
+        VOCAB,
+    );
     if let Ok(other) = Chat::load(other.path(), ChatOptions::default()) {
         assert!(!same_ids(&one_chat, &other, messages));
     }
     let other = tempfile::tempdir().unwrap();
-    fixture::model_folder_with(other.path(), &TEMPLATE.replace("<|end|>\n", "<|end|>"), VOCAB);
+    fixture::model_folder_with(
+        other.path(),
+        &TEMPLATE.replace("<|end|>\n", "<|end|>"),
+        VOCAB,
+    );
     assert!(!same_ids(&one_chat, &fixture::chat(other.path()), messages));
 }
 
@@ -179,11 +241,20 @@ fn a_tokenizer_with_more_ids_than_the_embedding_is_refused_and_padding_is_said()
     fixture::model_folder(dir.path());
     let (chat, rows) = (fixture::chat(dir.path()), fixture::rows(2));
     let examples = prepare(&chat, &rows, 512, true);
-    let small = Subject { embedding_rows: VOCAB - 1, ..subject(&chat, &rows, &examples) };
+    let small = Subject {
+        embedding_rows: VOCAB - 1,
+        ..subject(&chat, &rows, &examples)
+    };
     refuses(&check(&small).unwrap(), &["ids up to 259", "259 rows"]);
-    let padded = Subject { embedding_rows: VOCAB + 28, ..subject(&chat, &rows, &examples) };
+    let padded = Subject {
+        embedding_rows: VOCAB + 28,
+        ..subject(&chat, &rows, &examples)
+    };
     let findings = check(&padded).unwrap();
-    assert!(findings.problems.is_empty() && findings.notes[0].contains("28 rows of padding"), "{findings:?}");
+    assert!(
+        findings.problems.is_empty() && findings.notes[0].contains("28 rows of padding"),
+        "{findings:?}"
+    );
 }
 
 #[test]
@@ -191,14 +262,27 @@ fn what_is_too_long_loses_history_then_question_and_never_the_answer() {
     let dir = tempfile::tempdir().unwrap();
     fixture::model_folder(dir.path());
     let chat = fixture::chat(dir.path());
-    let turn = |n: usize| [Message::user(format!("question {n} {}", "x".repeat(30))), Message::assistant(format!("answer {n}"))];
+    let turn = |n: usize| {
+        [
+            Message::user(format!("question {n} {}", "x".repeat(30))),
+            Message::assistant(format!("answer {n}")),
+        ]
+    };
     let mut messages = vec![Message::system("Be brief.")];
     messages.extend((0..4).flat_map(turn));
-    let row = Row { id: "long".into(), messages, original_answer: None };
+    let row = Row {
+        id: "long".into(),
+        messages,
+        original_answer: None,
+    };
     let whole = chat.render(&row.messages).unwrap().ids.len();
     let text_at = |limit: usize| -> (Examples, String) {
         let fitted = prepare(&chat, std::slice::from_ref(&row), limit, true);
-        let text = fitted.examples.first().map(|example| preview(&chat, example, false)).unwrap_or_default();
+        let text = fitted
+            .examples
+            .first()
+            .map(|example| preview(&chat, example, false))
+            .unwrap_or_default();
         (fitted, text)
     };
 
@@ -206,16 +290,32 @@ fn what_is_too_long_loses_history_then_question_and_never_the_answer() {
     assert!(fitted.cut.is_empty() && text.contains("question 0"));
     let (fitted, text) = text_at(whole - 1);
     assert_eq!(fitted.cut, ["long"]);
-    assert!(!text.contains("question 0") && text.contains("question 1") && text.contains("Be brief."), "{text}");
+    assert!(
+        !text.contains("question 0") && text.contains("question 1") && text.contains("Be brief."),
+        "{text}"
+    );
 
-    let last_turn = chat.render(&[&row.messages[..1], &row.messages[7..]].concat()).unwrap().ids.len();
+    let last_turn = chat
+        .render(&[&row.messages[..1], &row.messages[7..]].concat())
+        .unwrap()
+        .ids
+        .len();
     let (fitted, text) = text_at(last_turn - 10);
     assert_eq!(fitted.examples[0].ids.len(), last_turn - 10);
-    assert!(text.contains("Be brief.") && text.contains("⟦answer 3<|end|>⟧") && !text.contains("question 3"), "{text}");
+    assert!(
+        text.contains("Be brief.")
+            && text.contains("⟦answer 3<|end|>⟧")
+            && !text.contains("question 3"),
+        "{text}"
+    );
 
     let (fitted, _) = text_at(40);
     assert!(fitted.examples.is_empty());
-    assert!(fitted.dropped[0].0 == "long" && fitted.dropped[0].1.contains("train.max_length is 40"), "{:?}", fitted.dropped);
+    assert!(
+        fitted.dropped[0].0 == "long" && fitted.dropped[0].1.contains("train.max_length is 40"),
+        "{:?}",
+        fitted.dropped
+    );
 }
 
 #[test]
@@ -224,7 +324,14 @@ fn the_preview_marks_what_is_learnt() {
     fixture::model_folder(dir.path());
     let chat = fixture::chat(dir.path());
     let messages = vec![Message::user("Größe?"), Message::assistant("Zwölf.")];
-    let example = &fixture::examples(&chat, &[Row { id: "a".into(), messages, original_answer: None }])[0];
+    let example = &fixture::examples(
+        &chat,
+        &[Row {
+            id: "a".into(),
+            messages,
+            original_answer: None,
+        }],
+    )[0];
     assert_eq!(
         preview(&chat, example, false),
         "<|begin|><|role|>user\nGröße?<|end|>\n<|role|>assistant\n⟦Zwölf.<|end|>⟧\n"
@@ -237,10 +344,22 @@ fn the_learnt_tokens_of_a_row_are_its_answer_and_the_stop_token() {
     let dir = tempfile::tempdir().unwrap();
     fixture::model_folder(dir.path());
     let chat = fixture::chat(dir.path());
-    for (row, example) in fixture::rows(4).iter().zip(fixture::examples(&chat, &fixture::rows(4))) {
-        let learnt: Vec<u32> = example.ids.iter().zip(&example.learn).filter(|(_, learn)| **learn).map(|(id, _)| *id).collect();
+    for (row, example) in fixture::rows(4)
+        .iter()
+        .zip(fixture::examples(&chat, &fixture::rows(4)))
+    {
+        let learnt: Vec<u32> = example
+            .ids
+            .iter()
+            .zip(&example.learn)
+            .filter(|(_, learn)| **learn)
+            .map(|(id, _)| *id)
+            .collect();
         let (stop, answer) = learnt.split_last().unwrap();
-        assert_eq!((*stop, chat.decode(answer)), (END, row.messages[2].content.clone()));
+        assert_eq!(
+            (*stop, chat.decode(answer)),
+            (END, row.messages[2].content.clone())
+        );
     }
 }
 
@@ -249,7 +368,8 @@ fn the_learnt_tokens_of_a_row_are_its_answer_and_the_stop_token() {
 fn the_fixture_is_a_byte_tokenizer() {
     let dir = tempfile::tempdir().unwrap();
     fixture::model_folder(dir.path());
-    let config: Value = serde_json::from_slice(&std::fs::read(dir.path().join("config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("config.json")).unwrap()).unwrap();
     assert_eq!(config["vocab_size"], json!(VOCAB));
     let chat = fixture::chat(dir.path());
     assert_eq!(chat.vocab_size(), VOCAB);

@@ -33,10 +33,15 @@ struct Golden {
 }
 
 fn cases() -> Vec<Golden> {
-    let root = std::env::var_os("SYSGEN_GOLDEN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"), PathBuf::from);
+    let root = std::env::var_os("SYSGEN_GOLDEN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
+        PathBuf::from,
+    );
     let Ok(entries) = std::fs::read_dir(root.join("train")) else {
-        eprintln!("SKIPPED: {} is absent; set SYSGEN_GOLDEN", root.join("train").display());
+        eprintln!(
+            "SKIPPED: {} is absent; set SYSGEN_GOLDEN",
+            root.join("train").display()
+        );
         return Vec::new();
     };
     let mut cases: Vec<Golden> = entries
@@ -46,21 +51,30 @@ fn cases() -> Vec<Golden> {
             let name = path.file_name().unwrap().to_str().unwrap().to_string();
             Golden {
                 base: root.join(&name),
-                json: serde_json::from_slice(&std::fs::read(path.join("train.json")).unwrap()).unwrap(),
+                json: serde_json::from_slice(&std::fs::read(path.join("train.json")).unwrap())
+                    .unwrap(),
                 bytes: std::fs::read(path.join("train.safetensors")).unwrap(),
                 name,
             }
         })
         .collect();
     cases.sort_by(|a, b| a.name.cmp(&b.name));
-    assert!(!cases.is_empty(), "no case in {}", root.join("train").display());
+    assert!(
+        !cases.is_empty(),
+        "no case in {}",
+        root.join("train").display()
+    );
     cases
 }
 
 impl Golden {
     fn integers(&self, tensors: &SafeTensors, name: &str) -> (Vec<i64>, Vec<usize>) {
         let view = tensors.tensor(name).unwrap();
-        let values = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+        let values = view
+            .data()
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+            .collect();
         (values, view.shape().to_vec())
     }
 
@@ -70,18 +84,31 @@ impl Golden {
         let (ids, shape) = self.integers(&tensors, "batches.input_ids");
         let (attended, _) = self.integers(&tensors, "batches.attention_mask");
         let (labels, _) = self.integers(&tensors, "batches.labels");
-        let [_, rows, time] = shape[..] else { panic!("{shape:?}") };
+        let [_, rows, time] = shape[..] else {
+            panic!("{shape:?}")
+        };
         let row = |from: usize| {
-            let length = attended[from..from + time].iter().filter(|&&a| a == 1).count();
-            let mut learn: Vec<bool> = labels[from..from + length].iter().map(|&label| label != -100).collect();
+            let length = attended[from..from + time]
+                .iter()
+                .filter(|&&a| a == 1)
+                .count();
+            let mut learn: Vec<bool> = labels[from..from + length]
+                .iter()
+                .map(|&label| label != -100)
+                .collect();
             learn[0] = false;
             Example {
                 id: from.to_string(),
-                ids: ids[from..from + length].iter().map(|&id| id as u32).collect(),
+                ids: ids[from..from + length]
+                    .iter()
+                    .map(|&id| id as u32)
+                    .collect(),
                 learn,
             }
         };
-        (0..ids.len() / (rows * time)).map(|step| (0..rows).map(|r| row((step * rows + r) * time)).collect()).collect()
+        (0..ids.len() / (rows * time))
+            .map(|step| (0..rows).map(|r| row((step * rows + r) * time)).collect())
+            .collect()
     }
 
     fn trainer(&self) -> Trainer {
@@ -113,12 +140,17 @@ impl Golden {
 fn micro_batches(examples: &[Example], rows_in_row: usize, rows_in_batch: usize) -> Vec<Batch> {
     let order: Vec<usize> = (0..examples.len()).collect();
     let rows: Vec<Vec<usize>> = order.chunks(rows_in_row).map(<[usize]>::to_vec).collect();
-    rows.chunks(rows_in_batch).map(|rows| Batch::new(examples, rows, 0)).collect()
+    rows.chunks(rows_in_batch)
+        .map(|rows| Batch::new(examples, rows, 0))
+        .collect()
 }
 
 fn close(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 #[test]
@@ -131,18 +163,37 @@ fn golden_twenty_steps_follow_the_curve_of_pytorch() {
             let report = trainer.step(&micro_batches(rows, 1, rows.len()), learning_rate);
             let number = |key: &str| expected[key].as_f64().unwrap();
             let at = format!("{} step {step}", golden.name);
-            assert!((learning_rate - number("lr")).abs() < 1e-12, "{at}: learning rate {learning_rate}");
-            assert_eq!(report.supervised_tokens as f64, number("num_label_tokens"), "{at}");
+            assert!(
+                (learning_rate - number("lr")).abs() < 1e-12,
+                "{at}: learning rate {learning_rate}"
+            );
+            assert_eq!(
+                report.supervised_tokens as f64,
+                number("num_label_tokens"),
+                "{at}"
+            );
             let loss = (report.loss - number("loss")).abs();
-            assert!(loss <= LOSS, "{at}: loss {} instead of {}", report.loss, number("loss"));
+            assert!(
+                loss <= LOSS,
+                "{at}: loss {} instead of {}",
+                report.loss,
+                number("loss")
+            );
             let norm = (report.grad_norm / number("grad_norm") - 1.0).abs();
-            assert!(norm <= GRAD_NORM, "{at}: gradient norm {} instead of {}", report.grad_norm, number("grad_norm"));
+            assert!(
+                norm <= GRAD_NORM,
+                "{at}: gradient norm {} instead of {}",
+                report.grad_norm,
+                number("grad_norm")
+            );
         }
 
         let tensors = SafeTensors::deserialize(&golden.bytes).unwrap();
         let floats = |name: &str| -> Vec<f32> {
             let data = tensors.tensor(name).unwrap().data().to_vec();
-            data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+            data.chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect()
         };
         let parameters = trainer.decoder().parameters();
         let mut compared = 0;
@@ -150,23 +201,43 @@ fn golden_twenty_steps_follow_the_curve_of_pytorch() {
             let stored = format!("full.final.{}", parameter.name);
             if tensors.names().contains(&stored.as_str()) {
                 let difference = close(&parameter.tensor.to_vec(), &floats(&stored));
-                assert!(difference <= FINAL, "{}: {} differs by {difference:e}", golden.name, parameter.name);
+                assert!(
+                    difference <= FINAL,
+                    "{}: {} differs by {difference:e}",
+                    golden.name,
+                    parameter.name
+                );
                 compared += 1;
             }
         }
-        assert!(compared >= 2, "{}: only {compared} parameters could be compared", golden.name);
+        assert!(
+            compared >= 2,
+            "{}: only {compared} parameters could be compared",
+            golden.name
+        );
 
         let first = &steps[0][0];
         let probe = Tokens::padded(&[&first.ids], 0);
         let logits = trainer.decoder().logits(trainer.decoder().hidden(&probe));
-        let difference = close(&logits.try_into_vec_as::<f32>().unwrap(), &floats("full.final_probe_logits"));
-        assert!(difference <= FINAL, "{}: probe logits differ by {difference:e}", golden.name);
+        let difference = close(
+            &logits.try_into_vec_as::<f32>().unwrap(),
+            &floats("full.final_probe_logits"),
+        );
+        assert!(
+            difference <= FINAL,
+            "{}: probe logits differ by {difference:e}",
+            golden.name
+        );
 
         let evaluated = &golden.json["full"]["final_eval_loss_on_batches"];
         for (rows, key) in [(&steps[0], "first"), (&steps[steps.len() - 1], "last")] {
             let loss = mean_loss(trainer.decoder(), &micro_batches(rows, 1, 2));
             let expected = evaluated[key].as_f64().unwrap();
-            assert!((loss - expected).abs() <= LOSS, "{}: {key} evaluation {loss} instead of {expected}", golden.name);
+            assert!(
+                (loss - expected).abs() <= LOSS,
+                "{}: {key} evaluation {loss} instead of {expected}",
+                golden.name
+            );
         }
     }
 }
@@ -179,17 +250,32 @@ fn golden_how_a_step_is_cut_into_micro_batches_does_not_change_it() {
             let mut trainer = golden.trainer();
             let schedule = golden.schedule();
             let step = |(step, rows): (usize, &Vec<Example>)| {
-                let report = trainer.step(&micro_batches(rows, rows_in_row, rows_in_batch), schedule.learning_rate(step));
+                let report = trainer.step(
+                    &micro_batches(rows, rows_in_row, rows_in_batch),
+                    schedule.learning_rate(step),
+                );
                 (report.loss, report.grad_norm)
             };
             steps.iter().take(6).enumerate().map(step).collect()
         };
         let whole = curve(1, 4);
-        for (rows_in_row, rows_in_batch, what) in [(1, 1, "one row each"), (4, 1, "all packed in one row"), (2, 2, "packed in pairs")] {
-            for (step, (a, b)) in whole.iter().zip(curve(rows_in_row, rows_in_batch)).enumerate() {
+        for (rows_in_row, rows_in_batch, what) in [
+            (1, 1, "one row each"),
+            (4, 1, "all packed in one row"),
+            (2, 2, "packed in pairs"),
+        ] {
+            for (step, (a, b)) in whole
+                .iter()
+                .zip(curve(rows_in_row, rows_in_batch))
+                .enumerate()
+            {
                 let (loss, norm) = ((a.0 - b.0).abs(), (a.1 / b.1 - 1.0).abs());
                 let close = loss <= MICRO_BATCHING && norm <= GRAD_NORM;
-                assert!(close, "{}, {what}, step {step}: loss {loss:e}, gradient norm {norm:e}", golden.name);
+                assert!(
+                    close,
+                    "{}, {what}, step {step}: loss {loss:e}, gradient norm {norm:e}",
+                    golden.name
+                );
             }
         }
     }

@@ -1,7 +1,6 @@
 //! A run that was stopped and gone on with is the run that was never stopped, bit for bit.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use sysgen_chat::Chat;
 use sysgen_core::RunConfig;
@@ -34,9 +33,21 @@ impl World {
         let chat = fixture::chat(model.path());
         let examples = fixture::examples(&chat, &fixture::rows(24));
         let held_out = held_out_batches(&fixture::examples(&chat, &fixture::rows(4)), &train, 2);
-        let config = RunConfig { output_dir: output.path().into(), train: Some(train), ..RunConfig::default() };
+        let config = RunConfig {
+            output_dir: output.path().into(),
+            train: Some(train),
+            ..RunConfig::default()
+        };
         let identity = BTreeMap::from([("seed".to_string(), "0".to_string())]);
-        World { model, output, config, chat, examples, held_out, identity }
+        World {
+            model,
+            output,
+            config,
+            chat,
+            examples,
+            held_out,
+            identity,
+        }
     }
 
     fn run(&self) -> Run<'_> {
@@ -58,7 +69,11 @@ impl World {
                 let trainer = run.resume(&newest, &Device::flex())?;
                 run.train(trainer, newest.state.progress, stop_after)
             }
-            None => run.train(run.start(fixture::decoder(self.model.path())), Progress::default(), stop_after),
+            None => run.train(
+                run.start(fixture::decoder(self.model.path())),
+                Progress::default(),
+                stop_after,
+            ),
         }
     }
 
@@ -81,11 +96,20 @@ impl World {
 
 fn bits(finished: &Finished) -> Vec<Vec<u32>> {
     let bits = |weight: &Weight| weight.to_vec().into_iter().map(f32::to_bits).collect();
-    finished.decoder.parameters().iter().map(|parameter| bits(&parameter.tensor)).collect()
+    finished
+        .decoder
+        .parameters()
+        .iter()
+        .map(|parameter| bits(&parameter.tensor))
+        .collect()
 }
 
 fn train() -> TrainSection {
-    TrainSection { eval_steps: 5, save_steps: 4, ..fixture::train_section() }
+    TrainSection {
+        eval_steps: 5,
+        save_steps: 4,
+        ..fixture::train_section()
+    }
 }
 
 #[test]
@@ -93,17 +117,31 @@ fn a_resumed_run_is_the_undisturbed_run_bit_for_bit() {
     let undisturbed = World::new(train());
     let expected = undisturbed.finish();
     assert_eq!(expected.progress.step, 12);
-    assert!(expected.held_out_after.unwrap() < expected.held_out_before.unwrap(), "it should have learnt something");
+    assert!(
+        expected.held_out_after.unwrap() < expected.held_out_before.unwrap(),
+        "it should have learnt something"
+    );
 
     let stopped = World::new(train());
     for stop_after in [3, 4, 7] {
-        let Outcome::Interrupted(saved) = stopped.go_on(Some(stop_after)).unwrap() else { panic!("did not stop") };
-        assert_eq!(saved, stopped.output.path().join(format!("checkpoint-{stop_after}")));
+        let Outcome::Interrupted(saved) = stopped.go_on(Some(stop_after)).unwrap() else {
+            panic!("did not stop")
+        };
+        assert_eq!(
+            saved,
+            stopped
+                .output
+                .path()
+                .join(format!("checkpoint-{stop_after}"))
+        );
     }
     let found = stopped.finish();
     assert_eq!(bits(&expected), bits(&found));
     assert_eq!(undisturbed.lines(), stopped.lines());
-    let same = |a: &Progress, b: &Progress| (a.step, a.updates, a.num_tokens, a.supervised_tokens) == (b.step, b.updates, b.num_tokens, b.supervised_tokens);
+    let same = |a: &Progress, b: &Progress| {
+        (a.step, a.updates, a.num_tokens, a.supervised_tokens)
+            == (b.step, b.updates, b.num_tokens, b.supervised_tokens)
+    };
     assert!(same(&expected.progress, &found.progress));
 }
 
@@ -129,20 +167,36 @@ fn an_incomplete_checkpoint_is_ignored() {
     let found = checkpoint::find(world.output.path()).unwrap();
     assert_eq!(found.complete.last().unwrap().state.progress.step, 4);
     assert_eq!(found.incomplete[0].0, newest);
-    assert!(found.incomplete[0].1.contains("optimizer.safetensors has"), "{}", found.incomplete[0].1);
+    assert!(
+        found.incomplete[0].1.contains("optimizer.safetensors has"),
+        "{}",
+        found.incomplete[0].1
+    );
 
     std::fs::remove_file(newest.join("trainer_state.json")).unwrap();
     let found = checkpoint::find(world.output.path()).unwrap();
-    assert!(found.incomplete[0].1.contains("no trainer_state.json"), "{}", found.incomplete[0].1);
+    assert!(
+        found.incomplete[0].1.contains("no trainer_state.json"),
+        "{}",
+        found.incomplete[0].1
+    );
     assert_eq!(world.finish().progress.step, 12);
 }
 
 #[test]
 fn only_the_newest_checkpoints_are_kept() {
-    let world = World::new(TrainSection { save_steps: 3, save_total_limit: 2, ..train() });
+    let world = World::new(TrainSection {
+        save_steps: 3,
+        save_total_limit: 2,
+        ..train()
+    });
     world.finish();
-    let steps: Vec<usize> =
-        checkpoint::find(world.output.path()).unwrap().complete.iter().map(|c| c.state.progress.step).collect();
+    let steps: Vec<usize> = checkpoint::find(world.output.path())
+        .unwrap()
+        .complete
+        .iter()
+        .map(|c| c.state.progress.step)
+        .collect();
     assert_eq!(steps, [9, 12]);
 }
 
@@ -152,7 +206,10 @@ fn a_checkpoint_of_another_run_is_refused_with_what_differs() {
     let _ = world.go_on(Some(4)).unwrap();
     world.identity.insert("seed".into(), "1".into());
     let error = world.go_on(None).err().unwrap().to_string();
-    assert!(error.contains("seed was 0, is 1") && error.contains("output_dir"), "{error}");
+    assert!(
+        error.contains("seed was 0, is 1") && error.contains("output_dir"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -167,10 +224,29 @@ fn a_finished_run_is_not_trained_again() {
 
 #[test]
 fn too_many_steps_that_are_not_finite_stop_the_run_and_name_the_rows() {
-    let world = World::new(TrainSection { learning_rate: 1e30, max_grad_norm: 0.0, warmup_steps: 0, max_nonfinite_steps: 2, ..train() });
+    let world = World::new(TrainSection {
+        learning_rate: 1e30,
+        max_grad_norm: 0.0,
+        warmup_steps: 0,
+        max_nonfinite_steps: 2,
+        ..train()
+    });
     let error = world.go_on(None).err().unwrap().to_string();
-    assert!(error.contains("2 steps") && error.contains("row-") && error.contains("max_nonfinite_steps = 2"), "{error}");
-    let skipped: Vec<Line> = world.lines().into_iter().filter(|line| line.skipped_rows.is_some()).collect();
+    assert!(
+        error.contains("2 steps")
+            && error.contains("row-")
+            && error.contains("max_nonfinite_steps = 2"),
+        "{error}"
+    );
+    let skipped: Vec<Line> = world
+        .lines()
+        .into_iter()
+        .filter(|line| line.skipped_rows.is_some())
+        .collect();
     assert_eq!(skipped.len(), 2);
-    assert!(skipped.iter().all(|line| !line.skipped_rows.as_ref().unwrap().is_empty()));
+    assert!(
+        skipped
+            .iter()
+            .all(|line| !line.skipped_rows.as_ref().unwrap().is_empty())
+    );
 }

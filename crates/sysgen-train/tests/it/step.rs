@@ -11,7 +11,13 @@ use crate::fixture;
 /// Relative, between two ways to sum the same numbers in f32.
 const ROUNDING: f64 = 1e-5;
 
-const SETTINGS: AdamW = AdamW { learning_rate: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+const SETTINGS: AdamW = AdamW {
+    learning_rate: 0.0,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weight_decay: 0.1,
+};
 
 fn trainer(dir: &std::path::Path) -> Trainer {
     let decoder = fixture::decoder(dir);
@@ -21,13 +27,28 @@ fn trainer(dir: &std::path::Path) -> Trainer {
 
 fn same(a: &StepReport, b: &StepReport) {
     assert_eq!(a.supervised_tokens, b.supervised_tokens);
-    assert!((a.loss / b.loss - 1.0).abs() < ROUNDING, "{} and {}", a.loss, b.loss);
-    assert!((a.grad_norm / b.grad_norm - 1.0).abs() < ROUNDING, "{} and {}", a.grad_norm, b.grad_norm);
+    assert!(
+        (a.loss / b.loss - 1.0).abs() < ROUNDING,
+        "{} and {}",
+        a.loss,
+        b.loss
+    );
+    assert!(
+        (a.grad_norm / b.grad_norm - 1.0).abs() < ROUNDING,
+        "{} and {}",
+        a.grad_norm,
+        b.grad_norm
+    );
 }
 
 fn values(trainer: &Trainer) -> Vec<Vec<u32>> {
     let bits = |weight: &Weight| weight.to_vec().into_iter().map(f32::to_bits).collect();
-    trainer.decoder().parameters().iter().map(|parameter| bits(&parameter.tensor)).collect()
+    trainer
+        .decoder()
+        .parameters()
+        .iter()
+        .map(|parameter| bits(&parameter.tensor))
+        .collect()
 }
 
 #[test]
@@ -35,8 +56,13 @@ fn packed_rows_give_the_loss_and_gradient_of_separate_rows() {
     let dir = tempfile::tempdir().unwrap();
     fixture::model_folder(dir.path());
     let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(6));
-    let packed = trainer(dir.path()).step(&[Batch::new(&examples, &[vec![0, 3, 1], vec![5, 2, 4]], 2)], 0.0);
-    let alone: Vec<Batch> = (0..6).map(|example| Batch::new(&examples, &[vec![example]], 2)).collect();
+    let packed = trainer(dir.path()).step(
+        &[Batch::new(&examples, &[vec![0, 3, 1], vec![5, 2, 4]], 2)],
+        0.0,
+    );
+    let alone: Vec<Batch> = (0..6)
+        .map(|example| Batch::new(&examples, &[vec![example]], 2))
+        .collect();
     same(&packed, &trainer(dir.path()).step(&alone, 0.0));
 }
 
@@ -48,13 +74,19 @@ fn accumulation_counts_tokens_not_micro_batches() {
     examples[0].learn.fill(true); // many learnt tokens beside rows with few
     examples[0].learn[0] = false;
     let together = Batch::new(&examples, &[vec![0], vec![1], vec![2]], 2);
-    let split = [Batch::new(&examples, &[vec![0]], 2), Batch::new(&examples, &[vec![1], vec![2]], 2)];
+    let split = [
+        Batch::new(&examples, &[vec![0]], 2),
+        Batch::new(&examples, &[vec![1], vec![2]], 2),
+    ];
     let whole = trainer(dir.path()).step(&[together.clone()], 0.0);
     same(&whole, &trainer(dir.path()).step(&split, 0.0));
 
     let decoder = fixture::decoder(dir.path());
     let mean_of_means = (mean_loss(&decoder, &split[..1]) + mean_loss(&decoder, &split[1..])) / 2.0;
-    assert!((whole.loss / mean_of_means - 1.0).abs() > 100.0 * ROUNDING, "the rows are too alike to tell");
+    assert!(
+        (whole.loss / mean_of_means - 1.0).abs() > 100.0 * ROUNDING,
+        "the rows are too alike to tell"
+    );
     assert!((whole.loss / mean_loss(&decoder, &[together]) - 1.0).abs() < ROUNDING);
 }
 
