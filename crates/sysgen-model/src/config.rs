@@ -329,7 +329,8 @@ fn windows(keys: Keys, family: Family, layers: usize) -> Result<Vec<Option<usize
             })
             .collect();
     }
-    let sliding = |layer: usize| layer >= from && (family != Family::Gemma2 || layer % 2 == 0);
+    let sliding =
+        |layer: usize| layer >= from && (family != Family::Gemma2 || layer.is_multiple_of(2));
     Ok((0..layers)
         .map(|layer| sliding(layer).then_some(window))
         .collect())

@@ -51,7 +51,7 @@ impl Rope {
         let partial = either("partial_rotary_factor")?.unwrap_or(1.0);
         let rotary_dim = (head_dim as f64 * partial) as usize;
         ensure!(
-            rotary_dim >= 2 && rotary_dim % 2 == 0 && rotary_dim <= head_dim,
+            rotary_dim >= 2 && rotary_dim.is_multiple_of(2) && rotary_dim <= head_dim,
             "`partial_rotary_factor` = {partial} rotates {rotary_dim} of {head_dim} dimensions; it must be an even number"
         );
         let plain: Vec<f64> = (0..rotary_dim / 2)

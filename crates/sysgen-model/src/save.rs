@@ -142,7 +142,7 @@ fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: StoredDtype) -> Resu
         }
         let mut header = Value::Object(header).to_string();
         // Readers map the file and want the tensors aligned.
-        while header.len() % 8 != 0 {
+        while !header.len().is_multiple_of(8) {
             header.push(' ');
         }
         write_file(&dir.join(file), |out| {
@@ -344,4 +344,31 @@ fn write_file(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()
     written()
         .inspect_err(|_| drop(std::fs::remove_file(temporary)))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn shards_hold_whole_tensors_up_to_the_limit() {
+        let sizes = [3, 4, 3, 20, 1, 1];
+        let parameters: Vec<Parameter> = sizes
+            .iter()
+            .map(|size| Parameter {
+                name: size.to_string(),
+                tensor: Weight::from_values(vec![0.0; *size], &[*size], &Device::flex()),
+            })
+            .collect();
+        let all: Vec<&Parameter> = parameters.iter().collect();
+        let lengths = |limit| -> Vec<Vec<usize>> {
+            let shards = split(&all, limit);
+            let lengths = |shard: &Vec<&Parameter>| shard.iter().map(|p| p.tensor.len()).collect();
+            shards.iter().map(lengths).collect()
+        };
+        assert_eq!(lengths(7), [vec![3, 4], vec![3], vec![20], vec![1, 1]]);
+        assert_eq!(lengths(1000), [sizes.to_vec()]);
+    }
 }

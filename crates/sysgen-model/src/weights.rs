@@ -105,8 +105,8 @@ impl Linear {
 /// One matrix per output, or one for all (Phi).
 #[derive(Clone, Debug)]
 pub(crate) enum Projection<const N: usize> {
-    Separate([Linear; N]),
-    Fused(Linear),
+    Separate(Box<[Linear; N]>),
+    Fused(Box<Linear>),
 }
 
 impl<const N: usize> Projection<N> {
@@ -264,9 +264,9 @@ impl Source {
 
     fn projection<const N: usize>(&mut self, fused: bool, bias: bool) -> Projection<N> {
         if fused {
-            Projection::Fused(self.linear(bias))
+            Projection::Fused(Box::new(self.linear(bias)))
         } else {
-            Projection::Separate(std::array::from_fn(|_| self.linear(bias)))
+            Projection::Separate(Box::new(std::array::from_fn(|_| self.linear(bias))))
         }
     }
 }

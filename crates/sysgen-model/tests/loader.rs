@@ -57,7 +57,7 @@ fn shard(dir: &TempDir) {
     }
     for (at, part) in parts.into_iter().enumerate() {
         let name = format!("model-0000{}-of-00002.safetensors", at + 1);
-        safetensors::serialize_to_file(part, &None, &dir.path().join(name)).unwrap();
+        safetensors::serialize_to_file(part, None, &dir.path().join(name)).unwrap();
     }
     let index = json!({ "metadata": {}, "weight_map": map });
     std::fs::write(
@@ -318,7 +318,7 @@ fn add_tensor(path: &Path, name: &str, like: &str, same: bool) {
         safetensors::tensor::TensorView::new(source.dtype(), source.shape().to_vec(), &data)
             .unwrap(),
     ));
-    let edited = safetensors::serialize(tensors, &None).unwrap();
+    let edited = safetensors::serialize(tensors, None).unwrap();
     std::fs::write(path, edited).unwrap();
 }
 
