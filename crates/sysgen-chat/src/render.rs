@@ -24,6 +24,8 @@ pub struct Rendered {
     pub ids: Vec<u32>,
     /// `learn[t]`: `ids[t]` belongs to an answer or is its stop token. As long as `ids`; `learn[0]` is false.
     pub learn: Vec<bool>,
+    /// Where each answer stands in `ids`, stop token included: one range for each assistant message, in order.
+    pub answers: Vec<Range<usize>>,
 }
 
 /// A rendered conversation and where its answers stand, stop tokens included, in bytes.
@@ -148,6 +150,7 @@ impl Chat {
             .with_bos(self.tokenizer.encode(&text[..first]))?;
         let mut rendered = Rendered {
             learn: vec![false; ids.len()],
+            answers: Vec::with_capacity(layout.answers.len()),
             ids,
         };
         for (index, answer) in layout.answers.iter().enumerate() {
@@ -160,7 +163,9 @@ impl Chat {
                 index + 1,
                 ids.iter().map(|&id| self.token(id)).collect::<Vec<_>>()
             );
+            let start = rendered.ids.len();
             rendered.push(ids, true);
+            rendered.answers.push(start..rendered.ids.len());
             let next = layout
                 .answers
                 .get(index + 1)

@@ -2,6 +2,7 @@
 //!
 //! This file is the command line; `pipeline` is what happens.
 
+mod answer;
 mod data;
 mod pipeline;
 mod samples;
@@ -27,6 +28,7 @@ Examples:
   sysgen-train --config configs/quickstart.toml --dry-run     the effective config, every default spelled out
   sysgen-train check --config configs/quickstart.toml         what would be learnt, and what is wrong with it
   sysgen-train export --config configs/quickstart.toml        the newest checkpoint as a Hugging Face folder
+  sysgen-train answer --model runs/quickstart/export --system \"Be brief.\" --user \"What is the capital of France?\"
 
 Run the same command again to go on after Ctrl-C, a kill or a power cut.";
 
@@ -46,6 +48,8 @@ enum Command {
     Check(RunArguments),
     /// Writes the newest checkpoint, or the model itself where nothing was trained, as a Hugging Face folder.
     Export(RunArguments),
+    /// Asks a model in a folder one question, with or without a system message.
+    Answer(answer::AnswerArguments),
 }
 
 #[derive(Args)]
@@ -70,6 +74,7 @@ struct RunArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let (command, run) = match (arguments.command, arguments.run) {
+        (Some(Command::Answer(arguments)), _) => return end(answer::answer(&arguments)),
         (Some(Command::Check(run)), _) => (pipeline::check as fn(&RunConfig) -> Result<()>, run),
         (Some(Command::Export(run)), _) => (pipeline::export as fn(&RunConfig) -> Result<()>, run),
         (None, Some(run)) => (pipeline::run as fn(&RunConfig) -> Result<()>, run),
@@ -77,7 +82,12 @@ fn main() -> ExitCode {
     };
     start_log(&run);
     interrupt::install();
-    match start(command, &run) {
+    end(start(command, &run))
+}
+
+/// What the shell is told, and the one line a person is.
+fn end(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,0 +1,91 @@
+//! `sysgen-train answer`: one question to a model in a folder, to see whether it obeys its system message.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::Args;
+use serde_json::json;
+use sysgen_chat::{Chat, ChatOptions};
+use sysgen_core::config::{DefaultSystem, SystemRole};
+use sysgen_core::message::Message;
+use sysgen_infer::{Completion, Engine, Finish, Refused, Request, Sampling};
+use sysgen_model::{Decoder, device};
+
+#[derive(Args)]
+pub(crate) struct AnswerArguments {
+    /// A model in Hugging Face layout, an export for example.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The question.
+    #[arg(long, value_name = "TEXT")]
+    user: String,
+    /// The system message.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 512)]
+    max_tokens: usize,
+    /// 0 always takes the most likely token.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Start of the random numbers, where the temperature is above 0.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// auto, cpu, cuda or cuda:1.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Prints the ids of prompt and answer too, as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the model's answer.
+pub(crate) fn answer(arguments: &AnswerArguments) -> Result<()> {
+    let device = device(&arguments.device)?;
+    let options = ChatOptions {
+        system_role: SystemRole::Native,
+        default_system: DefaultSystem::Keep,
+    };
+    let chat = Chat::load(&arguments.model, options)?;
+    let mut messages: Vec<Message> = arguments.system.iter().map(Message::system).collect();
+    messages.push(Message::user(&arguments.user));
+    let prompt = chat.prompt(&messages)?;
+    let decoder = Decoder::load(&arguments.model, &device)?;
+    let request = Request {
+        prompt: prompt.clone(),
+        sampling: Sampling {
+            temperature: arguments.temperature,
+            seed: arguments.seed,
+            ..Sampling::greedy(arguments.max_tokens)
+        },
+        stop_ids: chat.stop_ids().to_vec(),
+    };
+    let mut result: Option<Result<Completion, Refused>> = None;
+    Engine::new(&decoder, 1, usize::MAX).generate(vec![request], &mut |_, completion| {
+        result = Some(completion);
+        ControlFlow::Continue(())
+    });
+    let completion = result
+        .context("the engine gave no answer")?
+        .map_err(|refused| anyhow!("{refused}"))?;
+    let text = chat.decode(&completion.ids);
+    let mut stdout = std::io::stdout().lock();
+    if arguments.json {
+        let finish = match completion.finish {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        };
+        let line =
+            json!({"prompt_ids": prompt, "ids": completion.ids, "text": text, "finish": finish});
+        writeln!(stdout, "{line}")?;
+    } else {
+        ensure!(
+            !text.trim().is_empty(),
+            "the model ended its turn without a word"
+        );
+        writeln!(stdout, "{}", text.trim())?;
+    }
+    Ok(())
+}
