@@ -141,9 +141,9 @@ pub(crate) fn apply<const N: usize, const D: usize>(
             (primitive.to_contiguous(), node)
         })
         .unzip();
-    let nodes = <[_; N]>::try_from(nodes)
-        .ok()
-        .expect("one node for each of N inputs");
+    let Ok(nodes) = <[_; N]>::try_from(nodes) else {
+        unreachable!("one node for each of N inputs")
+    };
     let slices: Vec<&[f32]> = primitives.iter().map(slice).collect();
     let (output, saved) = op.forward(&slices);
     let output = tensor(output, shape);

@@ -107,7 +107,12 @@ fn fit(chat: &Chat, row: &Row, max_length: usize) -> Result<Fit> {
 }
 
 fn render(chat: &Chat, row: &Row, messages: &[Message]) -> Result<Example> {
-    let rendered = chat.render(messages)?;
+    let mut rendered = chat.render(messages)?;
+    // Only the oldest turns are ever cut, so the last answers of the row are those of `messages`.
+    let cut = row.learnt_answers.len() - rendered.answers.len();
+    for (answer, learnt) in rendered.answers.into_iter().zip(&row.learnt_answers[cut..]) {
+        rendered.learn[answer].fill(*learnt);
+    }
     Ok(Example {
         id: row.id.clone(),
         ids: rendered.ids,

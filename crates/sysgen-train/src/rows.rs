@@ -21,8 +21,23 @@ pub struct Row {
     pub id: String,
     /// The conversation, in order.
     pub messages: Vec<Message>,
+    /// For each assistant message, in order: is it learnt? `"weight": 0` makes it context (OpenAI's key).
+    pub learnt_answers: Vec<bool>,
     /// The answer the source data had before it was written anew (`sysgen.original_answer`).
     pub original_answer: Option<String>,
+}
+
+impl Row {
+    /// A conversation whose answers are all learnt.
+    pub fn new(id: impl Into<String>, messages: Vec<Message>) -> Row {
+        let answers = messages.iter().filter(|m| m.role == Role::Assistant);
+        Row {
+            id: id.into(),
+            learnt_answers: answers.map(|_| true).collect(),
+            messages,
+            original_answer: None,
+        }
+    }
 }
 
 /// A row that was kept out of the data set.
@@ -55,8 +70,15 @@ pub struct Split {
 #[derive(Deserialize)]
 struct Line {
     id: Option<serde_json::Value>,
-    messages: Vec<Message>,
+    messages: Vec<Turn>,
     sysgen: Option<Provenance>,
+}
+
+#[derive(Deserialize)]
+struct Turn {
+    #[serde(flatten)]
+    message: Message,
+    weight: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -100,11 +122,12 @@ pub fn read_rows(path: &Path) -> Result<Rows> {
 
 fn read_row(place: &str, text: &str) -> Result<Row, String> {
     let line: Line = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let asked = line
-        .messages
-        .iter()
-        .any(|m| matches!(m.role, Role::User | Role::Tool));
-    let answered = line.messages.iter().any(|m| m.role == Role::Assistant);
+    let said = |role: Role| line.messages.iter().filter(move |t| t.message.role == role);
+    let asked = said(Role::User).chain(said(Role::Tool)).next().is_some();
+    let learnt_answers: Vec<bool> = said(Role::Assistant)
+        .map(|t| t.weight != Some(0.0))
+        .collect();
+    let answered = !learnt_answers.is_empty();
     if !asked || !answered {
         return Err("`messages` needs a user and an assistant message".into());
     }
@@ -115,7 +138,8 @@ fn read_row(place: &str, text: &str) -> Result<Row, String> {
     };
     Ok(Row {
         id,
-        messages: line.messages,
+        messages: line.messages.into_iter().map(|t| t.message).collect(),
+        learnt_answers,
         original_answer: line.sysgen.and_then(|s| s.original_answer),
     })
 }
@@ -215,14 +239,13 @@ mod tests {
     use super::*;
 
     fn row(n: usize) -> Row {
-        Row {
-            id: n.to_string(),
-            messages: vec![
+        Row::new(
+            n.to_string(),
+            vec![
                 Message::user(format!("question {n}")),
                 Message::assistant("answer"),
             ],
-            original_answer: None,
-        }
+        )
     }
 
     fn held_out_ids(rows: Vec<Row>, fraction: f64, seed: u64) -> Vec<String> {
@@ -254,6 +277,13 @@ mod tests {
                 .iter()
                 .all(|held| split.train.iter().all(|row| row.id != held.id))
         );
+    }
+
+    #[test]
+    fn an_answer_of_weight_zero_is_context() {
+        let text = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0},
+            {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}"#;
+        assert_eq!(read_row("x:1", text).unwrap().learnt_answers, [false, true]);
     }
 
     #[test]

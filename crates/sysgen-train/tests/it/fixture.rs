@@ -112,11 +112,7 @@ pub(crate) fn rows(count: usize) -> Vec<Row> {
                 Message::user(format!("Say {word} {n}")),
                 Message::assistant(answer),
             ];
-            Row {
-                id: format!("row-{n}"),
-                messages,
-                original_answer: None,
-            }
+            Row::new(format!("row-{n}"), messages)
         })
         .collect()
 }

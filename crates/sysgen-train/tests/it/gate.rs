@@ -270,11 +270,7 @@ fn what_is_too_long_loses_history_then_question_and_never_the_answer() {
     };
     let mut messages = vec![Message::system("Be brief.")];
     messages.extend((0..4).flat_map(turn));
-    let row = Row {
-        id: "long".into(),
-        messages,
-        original_answer: None,
-    };
+    let row = Row::new("long", messages);
     let whole = chat.render(&row.messages).unwrap().ids.len();
     let text_at = |limit: usize| -> (Examples, String) {
         let fitted = prepare(&chat, std::slice::from_ref(&row), limit, true);
@@ -324,19 +320,37 @@ fn the_preview_marks_what_is_learnt() {
     fixture::model_folder(dir.path());
     let chat = fixture::chat(dir.path());
     let messages = vec![Message::user("Größe?"), Message::assistant("Zwölf.")];
-    let example = &fixture::examples(
-        &chat,
-        &[Row {
-            id: "a".into(),
-            messages,
-            original_answer: None,
-        }],
-    )[0];
+    let example = &fixture::examples(&chat, &[Row::new("a", messages)])[0];
     assert_eq!(
         preview(&chat, example, false),
         "<|begin|><|role|>user\nGröße?<|end|>\n<|role|>assistant\n⟦Zwölf.<|end|>⟧\n"
     );
     assert!(preview(&chat, example, true).contains("\u{1b}[32mZwölf.<|end|>\u{1b}[0m"));
+}
+
+#[test]
+fn an_answer_of_weight_zero_is_not_learnt_even_where_older_turns_are_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let chat = fixture::chat(dir.path());
+    let turns = ["one", "two", "three"];
+    let messages = turns.into_iter().flat_map(|word| {
+        [
+            Message::user(format!("say {word}")),
+            Message::assistant(word),
+        ]
+    });
+    let mut row = Row::new("a", messages.collect());
+    row.learnt_answers = vec![false, false, true];
+    let whole = chat.render(&row.messages).unwrap().ids.len();
+    for limit in [whole, whole - 1] {
+        let fitted = prepare(&chat, std::slice::from_ref(&row), limit, true);
+        let text = preview(&chat, &fitted.examples[0], false);
+        assert!(
+            text.contains("⟦three<|end|>⟧") && text.contains("assistant\ntwo"),
+            "{text}"
+        );
+    }
 }
 
 #[test]
