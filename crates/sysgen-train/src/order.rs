@@ -153,6 +153,13 @@ mod tests {
     }
 
     #[test]
+    fn every_epoch_has_its_own_order() {
+        let mut order = DataOrder::new(&examples(50), settings());
+        let second_epoch = order.steps_per_epoch();
+        assert_ne!(order.step(0), order.step(second_epoch));
+    }
+
+    #[test]
     fn a_step_is_the_same_whether_reached_or_jumped_to() {
         let examples = examples(50);
         let mut walked = DataOrder::new(&examples, settings());

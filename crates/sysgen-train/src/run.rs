@@ -47,7 +47,7 @@ pub struct Run<'a> {
 /// How a run ended.
 pub enum Outcome {
     /// All steps are done.
-    Finished(Finished),
+    Finished(Box<Finished>),
     /// A signal stopped it; the same command goes on from this checkpoint.
     Interrupted(PathBuf),
 }
@@ -205,7 +205,7 @@ impl Run<'_> {
         }
         show.finish();
         let lines = metrics::read(&metrics_path)?;
-        Ok(Outcome::Finished(Finished {
+        Ok(Outcome::Finished(Box::new(Finished {
             decoder: trainer.into_decoder(),
             progress,
             train_loss: mean_of_last_losses(&lines),
@@ -214,7 +214,7 @@ impl Run<'_> {
                 .filter(|line| line.step == 0)
                 .and_then(|line| line.eval_loss),
             held_out_after: lines.last().and_then(|line| line.eval_loss),
-        }))
+        })))
     }
 
     fn save(&self, trainer: &Trainer, progress: &Progress) -> Result<PathBuf> {

@@ -79,7 +79,7 @@ impl World {
 
     fn finish(&self) -> Finished {
         match self.go_on(None).unwrap() {
-            Outcome::Finished(finished) => finished,
+            Outcome::Finished(finished) => *finished,
             Outcome::Interrupted(at) => panic!("stopped at {}", at.display()),
         }
     }

@@ -78,7 +78,7 @@ fn accumulation_counts_tokens_not_micro_batches() {
         Batch::new(&examples, &[vec![0]], 2),
         Batch::new(&examples, &[vec![1], vec![2]], 2),
     ];
-    let whole = trainer(dir.path()).step(&[together.clone()], 0.0);
+    let whole = trainer(dir.path()).step(std::slice::from_ref(&together), 0.0);
     same(&whole, &trainer(dir.path()).step(&split, 0.0));
 
     let decoder = fixture::decoder(dir.path());
