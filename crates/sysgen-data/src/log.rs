@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sysgen_core::append_log::AppendLog;
 use sysgen_core::config::{GenerateSection, RunConfig};
+use sysgen_core::files::write_atomically;
 use sysgen_core::hash::hash_file;
 
 use crate::generator::{Judged, Reply};
@@ -157,6 +158,13 @@ impl Log {
             }
         }
         match found {
+            // Only a key: nothing was answered yet, because the model did not load for example.
+            Some(found) if found != *key && answers.is_empty() => {
+                drop(file);
+                write_atomically(path, |_| Ok(()))?;
+                file = AppendLog::open(path)?;
+                file.append(&Line::Key { key: key.clone() })?;
+            }
             Some(found) => refuse_other_key(path, &found, key)?,
             None => file.append(&Line::Key { key: key.clone() })?,
         }

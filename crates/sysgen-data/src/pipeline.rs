@@ -135,6 +135,10 @@ pub fn run_with<'g>(
                 tracing::info!("going on after {done} of {} rows", rows.len());
             }
             let mut generator = open()?;
+            tracing::info!(
+                "writing system messages and answers for {} rows",
+                waiting.len()
+            );
             let expected = waiting.iter().map(|row| session.answers_to_come(row)).sum();
             let mut progress = Progress::new(rows.len(), done, expected);
             for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {

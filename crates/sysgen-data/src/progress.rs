@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Between two lines when there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+const LINE_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -59,6 +59,14 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+        let (tokens, seconds) = self.totals();
+        tracing::info!(
+            "{}/{} rows  {tokens} tokens read and written in {}, {}",
+            self.rows_done,
+            self.rows,
+            duration(seconds),
+            self.message()
+        );
     }
 
     /// Tokens read and written so far, and the seconds it took.

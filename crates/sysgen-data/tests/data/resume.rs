@@ -136,6 +136,15 @@ fn a_changed_config_is_refused_and_named() {
 }
 
 #[test]
+fn a_log_without_answers_holds_no_changed_config_back() {
+    let bench = Bench::new();
+    run_until(&bench.config("out", &["seed=6"]), Some(0)).unwrap_err();
+    let config = bench.config("out", &[]);
+    run(&config).unwrap();
+    assert_eq!(outcome(&config), undisturbed(&bench).1);
+}
+
+#[test]
 fn a_folder_in_use_is_refused() {
     let bench = Bench::new();
     let config = bench.config("out", &[]);
