@@ -20,7 +20,9 @@ mod pipeline;
 mod progress;
 mod prompt;
 mod steps;
+mod summary;
 
 pub use local::{is_complete, run};
 pub use log::Phase;
-pub use pipeline::{ModelIdentity, Sample, Summary, dataset_path, is_complete_with, run_with};
+pub use pipeline::{ModelIdentity, dataset_path, is_complete_with, run_with};
+pub use summary::{Sample, Summary};

@@ -15,7 +15,8 @@ use sysgen_model::{Decoder, Device, ModelConfig};
 use crate::generator::{
     Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores,
 };
-use crate::pipeline::{ModelIdentity, Summary, is_complete_with, needs_model, run_with};
+use crate::pipeline::{ModelIdentity, is_complete_with, needs_model, run_with};
+use crate::summary::Summary;
 
 /// Generates the data of `[generate]` into `<output_dir>/data/` with the config's model on `device`.
 /// The model is loaded only when a row still needs it, and is gone when this returns.

@@ -95,7 +95,7 @@ fn start(arguments: &Arguments) -> Result<()> {
 }
 
 fn show(summary: &Summary) {
-    println!("{}", summary.funnel);
+    println!("{summary}");
     for sample in &summary.samples {
         println!("\n{}", sample.id);
         println!("  question         {}", shortened(&sample.question));

@@ -21,6 +21,7 @@ use crate::log::{self, Answer, Answers, Entry, Key, Log, Phase};
 use crate::manifest::{Funnel, Manifest, Selection, TagCounts, TokenCounts};
 use crate::progress::Progress;
 use crate::steps::{Plan, Step};
+use crate::summary::{Sample, Summary};
 
 /// Rows in flight per slot of the engine: enough that a slot which is free early finds another request.
 const ROWS_PER_SLOT: usize = 16;
@@ -35,38 +36,6 @@ pub struct ModelIdentity {
     pub name: String,
     /// What its texts depend on, by name: hashes of its files, the chat fingerprint.
     pub key: BTreeMap<String, String>,
-}
-
-/// What a run did.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// The data set; complete unless `interrupted`.
-    pub dataset: PathBuf,
-    /// What became of every row.
-    pub funnel: Funnel,
-    /// The first rows of the data set.
-    pub samples: Vec<Sample>,
-    /// The run was asked to stop; running it again goes on.
-    pub interrupted: bool,
-    /// Tokens read and written by this process.
-    pub tokens: usize,
-    /// Seconds this process generated for.
-    pub seconds: f64,
-}
-
-/// One row to look at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// The row's id.
-    pub id: String,
-    /// The first question.
-    pub question: String,
-    /// The system message, if any.
-    pub system: Option<String>,
-    /// The source data's answer to it.
-    pub original_answer: String,
-    /// The answer in the data set.
-    pub answer: String,
 }
 
 /// `<output_dir>/data/dataset.jsonl`.
@@ -163,6 +132,7 @@ pub fn run_with<'g>(
     let mut summary = Summary {
         dataset,
         funnel,
+        tags: BTreeMap::new(),
         samples: Vec::new(),
         interrupted,
         tokens,
@@ -192,6 +162,7 @@ pub fn run_with<'g>(
     manifest.write(&manifest_path(config))?;
     write_timing(&directory, tokens, seconds)?;
     summary.funnel = manifest.funnel;
+    summary.tags = manifest.tags;
     if summary.funnel.kept == 0 {
         bail!(
             "no row is left, {} is empty:\n{}",

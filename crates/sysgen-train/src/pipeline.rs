@@ -47,7 +47,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
             return Ok(());
         }
         summary.data = Some(serde_json::to_value(&generated.funnel)?);
-        summary.funnel = Some(generated.funnel.to_string());
+        summary.funnel = Some(generated.to_string());
     }
     if let Some(train) = &config.train {
         let data = data::load(config, train)?;
