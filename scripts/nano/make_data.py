@@ -1,4 +1,4 @@
-"""Writes the quickstart's sample data set and the corpus that the nano model is trained on.
+"""Writes the quickstart's sample data set and the corpora that the two nano models are trained on.
 
     python3 scripts/nano/make_data.py            (Python 3.9 or newer, nothing else; the same bytes every time)
 
@@ -6,6 +6,8 @@
   occurs in the corpus, with or without the same answer.
 * runs/nano/corpus.jsonl: conversations of five tasks: draft a tagged system message, verify one, answer under
   one, answer without one, and repeat words: looking back and copying is what all the others need.
+* runs/nano-plain/corpus.jsonl: for the model that the quickstart teaches. It has the last two of these tasks only, so
+  that this model knows the same world and has never seen a system message.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from domains import DOMAINS
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_ROWS = 240
 CORPUS_ROWS = {"draft": 13000, "verify": 11000, "respond": 25000, "plain": 4000, "repeat": 6000}
+PLAIN_CORPUS_ROWS = {"plain": 26000, "repeat": 8000}
 
 # Words of the tables, for the task of repeating.
 TABLES = [facts.DISHES, facts.COUNTRIES, facts.ANIMALS, facts.SCIENCE, facts.ADJECTIVES, facts.PLACES, facts.INSTRUMENTS, facts.PLANTS]
@@ -173,8 +176,8 @@ def sample_rows(rng):
     return rows, items
 
 
-def corpus_rows(rng, forbidden, scale):
-    kinds = [kind for kind, count in CORPUS_ROWS.items() for _ in range(round(count * scale))]
+def corpus_rows(rng, forbidden, counts, scale):
+    kinds = [kind for kind, count in counts.items() for _ in range(round(count * scale))]
     # Sums need more practice than facts.
     domains = sorted(DOMAINS) + ["arithmetic"]
     rng.shuffle(kinds)
@@ -198,13 +201,16 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--sample", type=Path, default=ROOT / "configs/quickstart/instructions.jsonl", help="where the sample data set goes")
     arguments.add_argument("--corpus", type=Path, default=ROOT / "runs/nano/corpus.jsonl", help="where the training corpus goes")
-    arguments.add_argument("--scale", type=float, default=1.0, help="corpus of so many times the usual size, 59,000 rows")
+    arguments.add_argument("--plain", type=Path, default=ROOT / "runs/nano-plain/corpus.jsonl", help="where the corpus without system messages goes")
+    arguments.add_argument("--scale", type=float, default=1.0, help="corpora of so many times the usual size, 59,000 and 34,000 rows")
     arguments.add_argument("--seed", type=int, default=7)
     options = arguments.parse_args()
     rows, items = sample_rows(random.Random(options.seed))
     write_jsonl(options.sample, rows)
-    count = write_jsonl(options.corpus, corpus_rows(random.Random(options.seed + 1), items, options.scale))
-    print(f"{len(rows)} rows in {options.sample}, {count} rows in {options.corpus}")
+    print(f"{len(rows)} rows in {options.sample}")
+    for path, counts, seed in [(options.corpus, CORPUS_ROWS, options.seed + 1), (options.plain, PLAIN_CORPUS_ROWS, options.seed + 2)]:
+        count = write_jsonl(path, corpus_rows(random.Random(seed), items, counts, options.scale))
+        print(f"{count} rows in {path}")
 
 
 if __name__ == "__main__":

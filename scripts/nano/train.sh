@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes checkpoints/sysgen-nano from nothing: corpus and sample data, tokenizer, training (about 20 minutes on two
-# cores), weights. Needs cargo and a Python with `pip install tokenizers==0.23.3`; PYTHON names it.
+# Makes both nano models from nothing: corpora and sample data, tokenizer, training (about 40 minutes on two cores),
+# weights. Needs cargo and a Python with `pip install tokenizers==0.23.3`; PYTHON names it.
 set -eu
 cd "$(dirname "$0")/../.."
 : "${PYTHON:=python3}"
@@ -9,4 +9,8 @@ cd "$(dirname "$0")/../.."
 "$PYTHON" scripts/nano/make_tokenizer.py
 cargo run --release --bin sysgen-train -- --config configs/nano.toml "$@"
 cp runs/nano/export/model.safetensors checkpoints/sysgen-nano/model.safetensors
-du -sk checkpoints/sysgen-nano
+cargo run --release --bin sysgen-train -- --config configs/nano-plain.toml "$@"
+mkdir -p checkpoints/sysgen-nano-plain
+cp checkpoints/sysgen-nano/*.json checkpoints/sysgen-nano/chat_template.jinja checkpoints/sysgen-nano-plain/
+cp runs/nano-plain/export/model.safetensors checkpoints/sysgen-nano-plain/model.safetensors
+du -sk checkpoints/sysgen-nano checkpoints/sysgen-nano-plain

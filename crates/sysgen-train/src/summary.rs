@@ -137,7 +137,14 @@ impl Summary {
             ));
         }
         if let Some(path) = &self.export {
-            lines.push(format!("The model: {}\n\n{}", path.display(), usage(path)));
+            lines.push(format!(
+                "The model: {path}\n\n\
+                 Ask it:\n\n\
+                 sysgen-train answer --model {path} --system \"Answer in one sentence.\" --user \"What is a comet?\"\n\n\
+                 In Python:\n\n{}",
+                usage(path),
+                path = path.display()
+            ));
         }
         lines.join("\n")
     }
