@@ -17,7 +17,7 @@ use sysgen_core::message::{Message, Role};
 /// One conversation to learn from.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// `<file name>:<line>`, or the row's own `id`.
+    /// The row's own `id`, or that of the source row it was written for, or `<file name>:<line>`.
     pub id: String,
     /// The conversation, in order.
     pub messages: Vec<Message>,
@@ -81,8 +81,9 @@ struct Turn {
     weight: Option<f64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Provenance {
+    id: Option<String>,
     original_answer: Option<String>,
 }
 
@@ -131,16 +132,17 @@ fn read_row(place: &str, text: &str) -> Result<Row, String> {
     if !asked || !answered {
         return Err("`messages` needs a user and an assistant message".into());
     }
+    let sysgen = line.sysgen.unwrap_or_default();
     let id = match line.id {
         Some(serde_json::Value::String(id)) => id,
         Some(serde_json::Value::Number(id)) => id.to_string(),
-        _ => place.to_string(),
+        _ => sysgen.id.unwrap_or_else(|| place.to_string()),
     };
     Ok(Row {
         id,
         messages: line.messages.into_iter().map(|t| t.message).collect(),
         learnt_answers,
-        original_answer: line.sysgen.and_then(|s| s.original_answer),
+        original_answer: sysgen.original_answer,
     })
 }
 
