@@ -12,9 +12,11 @@ pub mod jsonl;
 
 pub mod append_log;
 pub mod output_lock;
+pub mod tell;
 
 pub use append_log::AppendLog;
 pub use config::RunConfig;
 pub use message::{Message, Role};
 pub use output_lock::{OutputLock, lock_output};
 pub use record::Record;
+pub use tell::tell;

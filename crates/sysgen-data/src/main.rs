@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use sysgen_core::{RunConfig, interrupt};
+use sysgen_core::{RunConfig, interrupt, tell};
 use sysgen_data::Summary;
 use tracing_subscriber::EnvFilter;
 
@@ -83,7 +83,7 @@ fn start(arguments: &Arguments) -> Result<()> {
         );
     }
     if arguments.dry_run {
-        print!("{}", config.to_toml());
+        tell(config.to_toml().trim_end());
         return Ok(());
     }
     let device = sysgen_model::device(&config.device.to_string())?;
@@ -95,25 +95,34 @@ fn start(arguments: &Arguments) -> Result<()> {
 }
 
 fn show(summary: &Summary) {
-    println!("{summary}");
+    tell(summary);
     for sample in &summary.samples {
-        println!("\n{}", sample.id);
-        println!("  question         {}", shortened(&sample.question));
-        println!(
+        tell(format_args!("\n{}", sample.id));
+        tell(format_args!(
+            "  question         {}",
+            shortened(&sample.question)
+        ));
+        tell(format_args!(
             "  system message   {}",
             shortened(sample.system.as_deref().unwrap_or("(none)"))
-        );
-        println!("  original answer  {}", shortened(&sample.original_answer));
-        println!("  new answer       {}", shortened(&sample.answer));
+        ));
+        tell(format_args!(
+            "  original answer  {}",
+            shortened(&sample.original_answer)
+        ));
+        tell(format_args!(
+            "  new answer       {}",
+            shortened(&sample.answer)
+        ));
     }
     if summary.tokens > 0 {
         let speed = summary.tokens as f64 / summary.seconds.max(1e-9);
-        println!(
+        tell(format_args!(
             "\n{} tokens read and written in {:.1} s ({speed:.0} tokens/s)",
             summary.tokens, summary.seconds
-        );
+        ));
     }
-    println!("\n{}", summary.dataset.display());
+    tell(format_args!("\n{}", summary.dataset.display()));
 }
 
 /// One line of at most `SHOWN` characters.

@@ -1,6 +1,5 @@
 //! `sysgen-train answer`: one question to a model in a folder, to see whether it obeys its system message.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -10,6 +9,7 @@ use serde_json::json;
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{DefaultSystem, SystemRole};
 use sysgen_core::message::Message;
+use sysgen_core::tell;
 use sysgen_infer::{Completion, Engine, Finish, Refused, Request, Sampling};
 use sysgen_model::{Decoder, device};
 
@@ -71,7 +71,6 @@ pub(crate) fn answer(arguments: &AnswerArguments) -> Result<()> {
         .context("the engine gave no answer")?
         .map_err(|refused| anyhow!("{refused}"))?;
     let text = chat.decode(&completion.ids);
-    let mut stdout = std::io::stdout().lock();
     if arguments.json {
         let finish = match completion.finish {
             Finish::Stop => "stop",
@@ -79,13 +78,13 @@ pub(crate) fn answer(arguments: &AnswerArguments) -> Result<()> {
         };
         let line =
             json!({"prompt_ids": prompt, "ids": completion.ids, "text": text, "finish": finish});
-        writeln!(stdout, "{line}")?;
+        tell(line);
     } else {
         ensure!(
             !text.trim().is_empty(),
             "the model ended its turn without a word"
         );
-        writeln!(stdout, "{}", text.trim())?;
+        tell(text.trim());
     }
     Ok(())
 }

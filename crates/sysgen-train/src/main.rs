@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use sysgen_core::{RunConfig, interrupt};
+use sysgen_core::{RunConfig, interrupt, tell};
 use tracing_subscriber::EnvFilter;
 
 /// Tensors come and go every step: an allocator that keeps its pages makes a CPU step a third faster than glibc's.
@@ -99,7 +99,7 @@ fn end(result: Result<()>) -> ExitCode {
 fn start(command: fn(&RunConfig) -> Result<()>, run: &RunArguments) -> Result<()> {
     let config = RunConfig::load(&run.config, &run.overrides)?;
     if run.dry_run {
-        print!("{}", config.to_toml());
+        tell(config.to_toml().trim_end());
         return Ok(());
     }
     command(&config)

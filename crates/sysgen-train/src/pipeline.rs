@@ -8,7 +8,7 @@ use serde_json::json;
 use sysgen_core::config::{ModelInit, TrainSection};
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::Message;
-use sysgen_core::{RunConfig, lock_output};
+use sysgen_core::{RunConfig, lock_output, tell};
 use sysgen_model::{Decoder, Device, ModelConfig, device};
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::export::Export;
@@ -28,11 +28,11 @@ const EXPORT_CONVERSATIONS: usize = 32;
 pub(crate) fn run(config: &RunConfig) -> Result<()> {
     let _lock = lock_output(&config.output_dir)?;
     if let Some(done) = summary::finished(config)? {
-        println!(
+        tell(format_args!(
             "{} is complete; nothing was done again.\n\n{}",
             config.output_dir.display(),
             done.to_text()
-        );
+        ));
         return Ok(());
     }
     let device = device(&config.device.to_string())?;
@@ -41,9 +41,9 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
         // The teacher is gone when this returns: the student never shares the device with it.
         let generated = sysgen_data::run(config, &device)?;
         if generated.interrupted {
-            println!(
+            tell(format_args!(
                 "stopped; every finished row is kept. Run the same command again to go on from there."
-            );
+            ));
             return Ok(());
         }
         summary.data = Some(serde_json::to_value(&generated.funnel)?);
@@ -76,7 +76,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     }
     write_config(config)?;
     summary.save(config)?;
-    println!("{}", summary.to_text());
+    tell(summary.to_text());
     Ok(())
 }
 
@@ -88,15 +88,15 @@ pub(crate) fn check(config: &RunConfig) -> Result<()> {
         .context("check needs a [train] section")?;
     let data = data::load(config, train)?;
     let findings = data.check(config, train)?;
-    println!(
+    tell(format_args!(
         "{}",
         data.preview(SHOWN_ROWS, std::io::stdout().is_terminal())
-    );
+    ));
     data::pass(&findings)?;
-    println!(
+    tell(format_args!(
         "No problem found in {} rows.",
         data.train.examples.len() + data.held_out.examples.len()
-    );
+    ));
     Ok(())
 }
 
@@ -105,7 +105,7 @@ pub(crate) fn export(config: &RunConfig) -> Result<()> {
     let _lock = lock_output(&config.output_dir)?;
     let device = device(&config.device.to_string())?;
     let path = export_model(config, &device)?;
-    println!("exported to {}", path.display());
+    tell(format_args!("exported to {}", path.display()));
     Ok(())
 }
 
@@ -177,10 +177,10 @@ fn train(
             Ok(Some(finished.decoder))
         }
         Outcome::Interrupted(checkpoint) => {
-            println!(
+            tell(format_args!(
                 "stopped; saved {}. Run the same command again to go on from there.",
                 checkpoint.display()
-            );
+            ));
             Ok(None)
         }
     }

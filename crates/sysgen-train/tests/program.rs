@@ -233,6 +233,16 @@ fn wrong_input_is_one_clear_line() {
 }
 
 #[test]
+fn a_reader_who_goes_away_is_no_failure() {
+    let folder = TempDir::new().unwrap();
+    let mut command = quickstart(folder.path(), &[]);
+    command.arg("--dry-run").stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn an_exported_model_answers_under_a_system_message() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
     command
