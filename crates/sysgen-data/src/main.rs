@@ -1,10 +1,12 @@
 //! `sysgen-data`: generates the data of a config. The command line only; what happens is in the library.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use sysgen_core::files::write_atomically;
 use sysgen_core::{RunConfig, interrupt, tell};
 use sysgen_data::Summary;
 use tracing_subscriber::EnvFilter;
@@ -58,9 +60,12 @@ fn main() -> ExitCode {
         .join(",");
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(format!("warn,{default}")));
+    let colour = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(colour)
         .with_target(false)
         .without_time()
         .init();
@@ -88,6 +93,10 @@ fn start(arguments: &Arguments) -> Result<()> {
     }
     let device = sysgen_model::device(&config.device.to_string())?;
     let summary = sysgen_data::run(&config, &device)?;
+    let effective = config.generated_data_dir().join("config.toml");
+    write_atomically(&effective, |file| {
+        file.write_all(config.to_toml().as_bytes())
+    })?;
     if !summary.interrupted && !arguments.quiet {
         show(&summary);
     }
