@@ -232,6 +232,28 @@ fn wrong_input_is_one_clear_line() {
     }
 }
 
+/// A corpus that is yet to be made is all that may be missing in a fresh clone.
+#[test]
+fn every_config_is_sound() {
+    let configs = std::fs::read_dir(root().join("configs")).unwrap();
+    let configs = configs.map(|entry| entry.unwrap().path());
+    let mut found = 0;
+    for config in configs.filter(|path| path.extension().is_some_and(|end| end == "toml")) {
+        found += 1;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
+        command.current_dir(root()).arg("--config").arg(&config);
+        let output = command.arg("--dry-run").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success()
+                || (said.contains("data.path") && said.contains("corpus.jsonl")),
+            "{}: {said}",
+            config.display()
+        );
+    }
+    assert!(found >= 3, "{found} configs");
+}
+
 #[test]
 fn a_reader_who_goes_away_is_no_failure() {
     let folder = TempDir::new().unwrap();
