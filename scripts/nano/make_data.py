@@ -1,4 +1,4 @@
-"""Writes the quickstart's sample data set and the corpora that the two nano models are trained on.
+"""Writes the quickstart's sample data set and the corpora that the nano models are trained on.
 
     python3 scripts/nano/make_data.py            (Python 3.9 or newer, nothing else; the same bytes every time)
 
@@ -6,6 +6,8 @@
   occurs in the corpus, with or without the same answer.
 * runs/nano/corpus.jsonl: conversations of five tasks: draft a tagged system message, verify one, answer under
   one, answer without one, and repeat words: looking back and copying is what all the others need.
+* runs/nano-wide/corpus.jsonl: a second, shorter lesson for the same model: some of these tasks again, and drafts and
+  answers for long text from outside its world, so that it stays in form where it knows nothing, and says so.
 * runs/nano-plain/corpus.jsonl: for the model that the quickstart teaches. It has the last two of these tasks only, so
   that this model knows the same world and has never seen a system message.
 """
@@ -19,11 +21,12 @@ import answers
 import facts
 import prompts
 import tags
-from domains import DOMAINS
+from domains import DOMAINS, Item
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_ROWS = 240
 CORPUS_ROWS = {"draft": 13000, "verify": 11000, "respond": 25000, "plain": 4000, "repeat": 6000}
+WIDE_CORPUS_ROWS = {"draft": 2500, "verify": 2000, "respond": 4000, "plain": 500, "far draft": 3000, "far respond": 1500}
 PLAIN_CORPUS_ROWS = {"plain": 26000, "repeat": 8000}
 
 # Words of the tables, for the task of repeating.
@@ -142,6 +145,11 @@ def respond_row(item, question, rng):
             {"role": "assistant", "content": answers.answer(item, wishes)}]
 
 
+def far_respond_row(rng):
+    item = far_item(rng)
+    return respond_row(item, item.question, rng)
+
+
 def plain_row(item, question, rng):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answers.answer(item, original_wishes(item, rng))}]
 
@@ -153,6 +161,42 @@ def repeat_row(rng):
     """Random words leave nothing to guess, so a model that learns them has learned to look back."""
     said = " ".join(rng.choice(WORDS) for _ in range(rng.randint(5, 16)))
     return [{"role": "user", "content": rng.choice(REPEAT).format(said)}, {"role": "assistant", "content": said}]
+
+
+SYLLABLES = "ba co de fi gu ha in jo ka le mi no or pe qu ri so ta un ve wa ex yo za str pl th ing er tion ment ly ness".split()
+LITTLE_WORDS = "the a of to and in is that it for was on are with as his they be at one have this from or had by but some what there we can out other were all your when up use how each she which their if will".split()
+MARKS = [".", ",", "?", "!", ":", ";", " -", " (", ")", "\n", "\n\n", " =", " +", " {", "}", " <", ">", '"', "'", " #", " *", "/"]
+
+
+def far_text(rng, words):
+    """Text of no world: little words, made-up words, names, numbers and marks."""
+    pieces = []
+    for _ in range(words):
+        kind = rng.random()
+        if kind < 0.4:
+            word = rng.choice(LITTLE_WORDS)
+        elif kind < 0.75:
+            word = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(1, 4)))
+        elif kind < 0.93:
+            word = rng.choice(WORDS)
+        else:
+            word = str(rng.randint(0, 10 ** rng.randint(1, 4)))
+        pieces.append((word.capitalize() if chance(rng, 0.12) else word) + (rng.choice(MARKS) if chance(rng, 0.15) else ""))
+    return " ".join(pieces)
+
+
+def far_item(rng):
+    """An item that nano knows nothing about. Its domain only lends roles, tools and readers."""
+    question = far_text(rng, rng.choice([8, 15, 30, 60, 100])) + rng.choice(["?", "?", "."])
+    return Item(rng.choice(sorted(DOMAINS)), "this", question, rng.choice(["answer the user", "help the user", "reply to the question"]),
+                "I do not know the answer to this.", ["it is outside of what I have learned"], "unknown", {"word": "The key word is unknown."})
+
+
+def far_draft_row(rng):
+    item = far_item(rng)
+    prompt = prompts.messages("draft.txt", question=item.question, answer=far_text(rng, rng.choice([1, 5, 20, 50, 100, 200])))
+    wishes = tags.wishes_for(item, some_tags(rng, 3, 5), rng)
+    return prompt + [{"role": "assistant", "content": draft_text(wishes, rng)}]
 
 
 def sample_rows(rng):
@@ -182,7 +226,8 @@ def corpus_rows(rng, forbidden, counts, scale):
     domains = sorted(DOMAINS) + ["arithmetic"]
     rng.shuffle(kinds)
     make = {"draft": draft_row, "respond": respond_row, "plain": plain_row, "verify": lambda item, _, rng: verify_row(item, rng),
-            "repeat": lambda _item, _question, rng: repeat_row(rng)}
+            "repeat": lambda _item, _question, rng: repeat_row(rng), "far draft": lambda _item, _question, rng: far_draft_row(rng),
+            "far respond": lambda _item, _question, rng: far_respond_row(rng)}
     for kind in kinds:
         item, question = draw_item(rng, rng.choice(domains), forbidden)
         yield {"task": kind, "messages": make[kind](item, question, rng)}
@@ -201,15 +246,17 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--sample", type=Path, default=ROOT / "configs/quickstart/instructions.jsonl", help="where the sample data set goes")
     arguments.add_argument("--corpus", type=Path, default=ROOT / "runs/nano/corpus.jsonl", help="where the training corpus goes")
+    arguments.add_argument("--wide", type=Path, default=ROOT / "runs/nano-wide/corpus.jsonl", help="where the corpus of the second lesson goes")
     arguments.add_argument("--plain", type=Path, default=ROOT / "runs/nano-plain/corpus.jsonl", help="where the corpus without system messages goes")
-    arguments.add_argument("--scale", type=float, default=1.0, help="corpora of so many times the usual size, 59,000 and 34,000 rows")
+    arguments.add_argument("--scale", type=float, default=1.0, help="corpora of so many times the usual size, 59,000, 13,500 and 34,000 rows")
     arguments.add_argument("--seed", type=int, default=7)
     options = arguments.parse_args()
     rows, items = sample_rows(random.Random(options.seed))
     write_jsonl(options.sample, rows)
     print(f"{len(rows)} rows in {options.sample}")
-    for path, counts, seed in [(options.corpus, CORPUS_ROWS, options.seed + 1), (options.plain, PLAIN_CORPUS_ROWS, options.seed + 2)]:
-        count = write_jsonl(path, corpus_rows(random.Random(seed), items, counts, options.scale))
+    corpora = [(options.corpus, CORPUS_ROWS), (options.plain, PLAIN_CORPUS_ROWS), (options.wide, WIDE_CORPUS_ROWS)]
+    for number, (path, counts) in enumerate(corpora, 1):
+        count = write_jsonl(path, corpus_rows(random.Random(options.seed + number), items, counts, options.scale))
         print(f"{count} rows in {path}")
 
 
