@@ -15,6 +15,9 @@ use crate::tokenizer::{Tokenizer, read_json};
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
+/// More rows than any model pads its embedding by: they round up to a multiple of at most 1,024.
+const MOST_PADDING_ROWS: usize = 1024;
+
 /// Files of a tokenizer besides the two above, in all the forms tokenizers are published.
 const COMPANIONS: [&str; 7] = [
     "tokenizer.json",
@@ -101,6 +104,25 @@ impl Chat {
     /// The highest id plus one.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.vocab_size()
+    }
+
+    /// How many of a model's `embedding_rows` no text uses. Models round their tables up: Qwen2.5 by 399 rows.
+    ///
+    /// # Errors
+    /// The tokenizer has ids beyond the model's, or so many fewer that it is another model's: then its head could
+    /// write ids that are no token.
+    pub fn padding_rows(&self, embedding_rows: usize) -> Result<usize> {
+        let ids = self.vocab_size();
+        match embedding_rows.checked_sub(ids) {
+            Some(padding) if padding <= MOST_PADDING_ROWS => Ok(padding),
+            Some(_) => bail!(
+                "the tokenizer has only {ids} ids, the model's head {embedding_rows}: these files do not belong together"
+            ),
+            None => bail!(
+                "the tokenizer has ids up to {}, the model's embedding only {embedding_rows} rows: these files do not belong together",
+                ids - 1
+            ),
+        }
     }
 
     /// The ids that end an answer: eos, those of `generation_config.json` and `config.json`, and the token the

@@ -119,8 +119,11 @@ impl Local {
         let directory = config.generate_model();
         tracing::info!("loading {}", directory.display());
         let chat = load_chat(config)?;
+        let model = ModelConfig::from_directory(directory)?;
+        chat.padding_rows(model.vocab_size)
+            .with_context(|| directory.display().to_string())?;
         let decoder = if starts_at_random(config, generate) {
-            Decoder::random(ModelConfig::from_directory(directory)?, config.seed, device)
+            Decoder::random(model, config.seed, device)
         } else {
             Decoder::load(directory, device)?
         };

@@ -60,17 +60,14 @@ pub fn check(subject: &Subject) -> Result<Findings> {
 }
 
 fn vocabulary(subject: &Subject, findings: &mut Findings) {
-    let (tokenizer, model) = (subject.chat.vocab_size(), subject.embedding_rows);
-    if tokenizer > model {
-        findings.problems.push(format!(
-            "the tokenizer has ids up to {}, the model's embedding only {model} rows: these files do not belong together",
-            tokenizer - 1
-        ));
-    } else if tokenizer < model {
-        findings.notes.push(format!(
-            "the tokenizer has {tokenizer} ids, the model {model} embedding rows: {} rows of padding that no text uses",
-            model - tokenizer
-        ));
+    match subject.chat.padding_rows(subject.embedding_rows) {
+        Ok(0) => {}
+        Ok(padding) => findings.notes.push(format!(
+            "the tokenizer has {} ids, the model {} embedding rows: {padding} rows of padding that no text uses",
+            subject.chat.vocab_size(),
+            subject.embedding_rows
+        )),
+        Err(error) => findings.problems.push(error.to_string()),
     }
 }
 

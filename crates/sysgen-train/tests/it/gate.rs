@@ -246,6 +246,11 @@ fn a_tokenizer_with_more_ids_than_the_embedding_is_refused_and_padding_is_said()
         ..subject(&chat, &rows, &examples)
     };
     refuses(&check(&small).unwrap(), &["ids up to 259", "259 rows"]);
+    let foreign = Subject {
+        embedding_rows: VOCAB + 1025,
+        ..subject(&chat, &rows, &examples)
+    };
+    refuses(&check(&foreign).unwrap(), &["only 260 ids", "head 1285"]);
     let padded = Subject {
         embedding_rows: VOCAB + 28,
         ..subject(&chat, &rows, &examples)
