@@ -12,11 +12,11 @@ use sysgen_ops::{AttentionShape, Segments};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
-use crate::layer::{Rotation, norm};
+use crate::layer::{Rotation, Scene, norm};
 use crate::names::{Entry, Kind, entries};
 use crate::save::{self, ExportDtype};
 use crate::tokens::Tokens;
-use crate::weights::{Parameter, Weight, Weights};
+use crate::weights::{Layer, Parameter, Weight, Weights};
 
 /// A language model of one of the supported families. All weights are f32: it is what every op computes in, and what
 /// f16 and bf16 files convert to without loss.
@@ -181,28 +181,44 @@ impl Decoder {
     /// `observe` sees the residual stream before the first and after each layer.
     fn run(&self, tokens: &Tokens, mut observe: impl FnMut(&Tensor<3>)) -> Tensor<3> {
         tokens.assert_valid(self.config.vocab_size);
-        let config = &self.config;
-        let (batch, time) = (tokens.batch, tokens.time);
-        let rotation = self.rotation(&tokens.positions, &tokens.text_lengths(), [batch, time]);
-        let segments = Arc::new(Segments {
-            batch,
-            time,
-            ids: tokens.segments.clone(),
-        });
-
-        let mut x = self.embed(&tokens.ids, [batch, time]);
+        let scene = self.scene(tokens);
+        let mut x = self.embed(&tokens.ids, [tokens.batch, tokens.time]);
         observe(&x);
-        for (layer, window) in self.weights.layers.iter().zip(&config.windows) {
-            let [q, k, v] = layer.project(config, x.clone(), &rotation);
-            let attended = sysgen_ops::attention(q, k, v, &segments, self.attention_shape(*window));
-            x = layer.finish(
-                config,
-                x,
-                attended.reshape([batch, time, config.heads * config.head_dim]),
-            );
+        for (layer, window) in self.weights.layers.iter().zip(&self.config.windows) {
+            x = self.layer(layer, *window, x, &scene);
             observe(&x);
         }
-        norm(config, x, &self.weights.norm)
+        norm(&self.config, x, &self.weights.norm)
+    }
+
+    /// The residual stream after `layer`, from the one before it.
+    pub(crate) fn layer(
+        &self,
+        layer: &Layer,
+        window: Option<usize>,
+        x: Tensor<3>,
+        scene: &Scene,
+    ) -> Tensor<3> {
+        let config = &self.config;
+        let [batch, time, _] = x.dims();
+        let [q, k, v] = layer.project(config, x.clone(), &scene.rotation);
+        let shape = self.attention_shape(window);
+        let attended = sysgen_ops::attention(q, k, v, &scene.segments, shape);
+        let attended = attended.reshape([batch, time, config.heads * config.head_dim]);
+        layer.finish(config, x, attended)
+    }
+
+    /// What all layers know of `tokens`.
+    pub(crate) fn scene(&self, tokens: &Tokens) -> Scene {
+        let (batch, time) = (tokens.batch, tokens.time);
+        Scene {
+            rotation: self.rotation(&tokens.positions, &tokens.text_lengths(), [batch, time]),
+            segments: Arc::new(Segments {
+                batch,
+                time,
+                ids: tokens.segments.clone(),
+            }),
+        }
     }
 
     /// Rows of the embedding table, `[batch, time, dim]`.

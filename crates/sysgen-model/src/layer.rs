@@ -1,7 +1,10 @@
 //! One decoder layer: projections, rotation, attention, feed-forward. The same body serves whole rows (training) and
 //! the KV cache (decoding); only the attention between its two halves differs, and that is the caller's.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
+use sysgen_ops::Segments;
 
 use crate::config::{Activation, ModelConfig};
 use crate::weights::Layer;
@@ -11,6 +14,33 @@ use crate::weights::Layer;
 pub(crate) struct Rotation {
     pub(crate) cos: Tensor<3>,
     pub(crate) sin: Tensor<3>,
+}
+
+impl Rotation {
+    /// The same on the autodiff device.
+    fn autodiff(&self) -> Rotation {
+        Rotation {
+            cos: self.cos.clone().autodiff(),
+            sin: self.sin.clone().autodiff(),
+        }
+    }
+}
+
+/// What all layers know of a batch: where its tokens stand, and what belongs together.
+#[derive(Clone)]
+pub(crate) struct Scene {
+    pub(crate) rotation: Rotation,
+    pub(crate) segments: Arc<Segments>,
+}
+
+impl Scene {
+    /// The same on the autodiff device.
+    pub(crate) fn autodiff(&self) -> Scene {
+        Scene {
+            rotation: self.rotation.autodiff(),
+            segments: self.segments.clone(),
+        }
+    }
 }
 
 /// Root-mean-square norm as the model wants it.

@@ -186,6 +186,15 @@ impl Weights {
 }
 
 impl Layer {
+    /// The same on the autodiff device, and its parameters in the order of their names, to ask for their gradients.
+    pub(crate) fn autodiff(&self, config: &ModelConfig) -> (Layer, Vec<Weight>) {
+        let mut list = Vec::new();
+        self.clone().into_list(&mut list);
+        let list: Vec<Weight> = list.into_iter().map(Weight::autodiff).collect();
+        let layer = Layer::from_list(config, &mut Source(list.clone().into_iter()));
+        (layer, list)
+    }
+
     fn from_list(config: &ModelConfig, list: &mut Source) -> Layer {
         let biases = config.biases;
         // Struct fields are evaluated in the order written, which is the order of the names.

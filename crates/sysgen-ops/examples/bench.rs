@@ -116,12 +116,12 @@ fn main() {
         tensor([positions, dim], &device),
         tensor([vocab, dim], &device),
     );
-    let forward = || linear_cross_entropy(hidden.clone(), head.clone(), &targets, None);
+    let forward = || linear_cross_entropy(hidden.clone(), head.clone(), &targets, 1.0, None);
     report("linear_cross_entropy 2048x192x3072", time(forward), work);
     let hidden = tensor::<2>([positions, dim], &graph).require_grad();
     let head = tensor::<2>([vocab, dim], &graph).require_grad();
     let both = || {
-        linear_cross_entropy(hidden.clone(), head.clone(), &targets, None)
+        linear_cross_entropy(hidden.clone(), head.clone(), &targets, 1.0, None)
             .sum()
             .backward()
     };

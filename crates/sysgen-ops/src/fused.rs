@@ -19,18 +19,28 @@ use burn_flex::FlexTensor;
 
 /// An operation on contiguous f32 slices that knows its own gradient.
 pub(crate) trait Fused: Debug + Send + Sync + 'static {
-    /// The output, and what the gradient needs besides inputs and output (may be empty).
-    fn forward(&self, inputs: &[&[f32]]) -> (Vec<f32>, Vec<f32>);
+    /// The output, and what the gradient needs besides inputs and output. Nothing is `wanted` outside a graph.
+    fn forward(&self, inputs: &[&[f32]], wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>);
+
+    /// Whether the gradient reads input `index`; what nobody reads is not kept.
+    fn keeps_input(&self, _index: usize, _wanted: &[bool]) -> bool {
+        true
+    }
+
+    /// Whether the gradient reads the output.
+    fn keeps_output(&self) -> bool {
+        false
+    }
 
     /// The gradient of every input that is `wanted`, in order; anything (an empty vector) for the others.
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>>;
 }
 
-/// What a gradient is made of.
+/// What a gradient is made of; an input or output that was not kept is empty.
 pub(crate) struct Pass<'a> {
     pub(crate) inputs: &'a [&'a [f32]],
     pub(crate) output: &'a [f32],
-    pub(crate) saved: &'a [f32],
+    pub(crate) saved: Vec<Vec<f32>>,
     /// Gradient of the output.
     pub(crate) gradient: &'a [f32],
     pub(crate) wanted: &'a [bool],
@@ -95,6 +105,17 @@ pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
         .expect("made contiguous, and `serves` admits f32 only")
 }
 
+/// A primitive whose storage is exactly the tensor's numbers, so that it can be written in place.
+pub(crate) fn writable<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    let shape = tensor.dims();
+    let held = values(tensor);
+    if slice(&held).len() == held.storage::<f32>().len() {
+        held
+    } else {
+        values(plain(slice(&held).to_vec(), shape))
+    }
+}
+
 /// Wraps host numbers as a CPU tensor without autodiff.
 pub(crate) fn plain<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     from_flex(tensor(values, Shape::from(shape)))
@@ -125,19 +146,21 @@ pub(crate) fn apply<const N: usize, const D: usize>(
             Primitive::Plain(tensor) => tensor.to_contiguous(),
             Primitive::Graph(_) => unreachable!("a graph tensor has an enabled context"),
         });
-        let (output, _) = op.forward(&inputs.each_ref().map(slice));
+        let (output, _) = op.forward(&inputs.each_ref().map(slice), &[false; N]);
         return from_flex(tensor(output, shape));
     }
 
+    let mut wanted = [false; N];
     let (primitives, nodes): (Vec<_>, Vec<_>) = inputs
         .into_iter()
-        .map(|input| {
-            let (primitive, node) = match input.primitive {
-                Primitive::Graph(tensor) => tensor.into_parts(),
-                Primitive::Plain(tensor) => {
-                    <Autodiff<Flex> as AutodiffBackend>::from_inner(tensor).into_parts()
-                }
+        .zip(&mut wanted)
+        .map(|(input, wanted)| {
+            let tensor = match input.primitive {
+                Primitive::Graph(tensor) => tensor,
+                Primitive::Plain(tensor) => <Autodiff<Flex> as AutodiffBackend>::from_inner(tensor),
             };
+            *wanted = tensor.is_tracked();
+            let (primitive, node) = tensor.into_parts();
             (primitive.to_contiguous(), node)
         })
         .unzip();
@@ -145,7 +168,7 @@ pub(crate) fn apply<const N: usize, const D: usize>(
         unreachable!("one node for each of N inputs")
     };
     let slices: Vec<&[f32]> = primitives.iter().map(slice).collect();
-    let (output, saved) = op.forward(&slices);
+    let (output, saved) = op.forward(&slices, &wanted);
     let output = tensor(output, shape);
     let output = match Gradient
         .prepare::<NoCheckpointing>(nodes)
@@ -154,10 +177,17 @@ pub(crate) fn apply<const N: usize, const D: usize>(
     {
         OpsKind::UnTracked(prepared) => prepared.finish(output),
         OpsKind::Tracked(prepared) => {
+            let shapes = primitives.iter().map(|input| input.shape()).collect();
+            let inputs = primitives
+                .into_iter()
+                .enumerate()
+                .map(|(index, input)| op.keeps_input(index, &wanted).then_some(input))
+                .collect();
             let state = State {
+                output: op.keeps_output().then(|| output.clone()),
                 op: Arc::new(op),
-                inputs: primitives,
-                output: output.clone(),
+                inputs,
+                shapes,
                 saved: Arc::new(saved),
             };
             prepared.finish(state, output)
@@ -178,9 +208,15 @@ fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
 #[derive(Clone, Debug)]
 struct State {
     op: Arc<dyn Fused>,
-    inputs: Vec<FlexTensor>,
-    output: FlexTensor,
-    saved: Arc<Vec<f32>>,
+    inputs: Vec<Option<FlexTensor>>,
+    shapes: Vec<Shape>,
+    output: Option<FlexTensor>,
+    saved: Arc<Vec<Vec<f32>>>,
+}
+
+/// The numbers of a kept tensor, none of one that was not.
+fn kept(tensor: &Option<FlexTensor>) -> &[f32] {
+    tensor.as_ref().map_or(&[], slice)
 }
 
 #[derive(Debug)]
@@ -199,21 +235,22 @@ impl<const N: usize> Backward<Flex, N> for Gradient {
         let State {
             op,
             inputs,
+            shapes,
             output,
             saved,
         } = ops.state;
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let results = op.backward(Pass {
-            inputs: &inputs.iter().map(slice).collect::<Vec<_>>(),
-            output: slice(&output),
-            saved: &saved,
+            inputs: &inputs.iter().map(kept).collect::<Vec<_>>(),
+            output: kept(&output),
+            saved: Arc::try_unwrap(saved).unwrap_or_else(|shared| (*shared).clone()),
             gradient: slice(&gradient),
             wanted: &wanted,
         });
         drop(gradient);
-        for ((parent, result), input) in ops.parents.into_iter().zip(results).zip(inputs) {
+        for ((parent, result), shape) in ops.parents.into_iter().zip(results).zip(shapes) {
             if let Some(parent) = parent {
-                gradients.register::<Flex>(parent.id, tensor(result, input.shape()));
+                gradients.register::<Flex>(parent.id, tensor(result, shape));
             }
         }
     }

@@ -5,22 +5,28 @@
 
 mod adamw;
 mod attention;
+mod backward;
 mod cross_entropy;
 mod fused;
 mod gated;
 mod linear;
+mod matmul;
+mod pack;
 mod product;
 mod rms_norm;
 mod rope;
+mod rows;
 mod simd;
 
 pub use adamw::{AdamW, Moments, adamw_step, squared_norm};
 pub use attention::{AttentionShape, CachedRun, Heads, Segments, attention, cached_attention};
+pub use backward::backward;
 pub use cross_entropy::linear_cross_entropy;
 pub use gated::{geglu_tanh, swiglu};
 pub use linear::linear;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use rows::add_rows;
 
 /// The operations in plain Burn tensors: slow and obvious, what the fused ones are tested against.
 pub mod reference {
@@ -30,4 +36,5 @@ pub mod reference {
     pub use crate::linear::reference as linear;
     pub use crate::rms_norm::reference as rms_norm;
     pub use crate::rope::reference as rope;
+    pub use crate::rows::reference as add_rows;
 }

@@ -7,15 +7,19 @@ use pulp::{MemMask, Simd, WithSimd};
 
 /// Columns of C that one register tile covers at most: 3 vectors of 16 (AVX-512).
 pub(crate) const MAX_TILE_COLUMNS: usize = 48;
+/// Rows of A that lie side by side when it is packed.
+pub(crate) const TILE_ROWS: usize = 16;
 
 /// `C[m, n] += A[m, k] · B[k, n]`, or `=` without `accumulate`.
 ///
-/// A's element `(i, k)` is `a[i · a_row + k · a_column]`; rows of B and C are `b_row` and `c_row` numbers apart.
+/// A's element `(i, k)` is `a[i / 16 · a_tile + i % 16 · a_row + k · a_column]`: `a_tile` is `16 · a_row` unless A is
+/// packed. Rows of B and C are `b_row` and `c_row` numbers apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Product {
     pub(crate) a: *const f32,
     pub(crate) a_row: usize,
     pub(crate) a_column: usize,
+    pub(crate) a_tile: usize,
     pub(crate) b: *const f32,
     pub(crate) b_row: usize,
     pub(crate) c: *mut f32,
@@ -41,6 +45,18 @@ impl WithSimd for Product {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        // Known strides leave the registers to the numbers.
+        if self.a_row == 1 && self.a_column == TILE_ROWS {
+            self.all::<S, true>(simd);
+        } else {
+            self.all::<S, false>(simd);
+        }
+    }
+}
+
+impl Product {
+    #[inline(always)]
+    fn all<S: Simd, const PACKED: bool>(self, simd: S) {
         let lanes = S::F32_LANES;
         // Eight rows by three vectors fill 24 of 32 registers; on 16 registers four rows by two vectors.
         let wide = S::REGISTER_COUNT >= 32;
@@ -50,15 +66,15 @@ impl WithSimd for Product {
             // SAFETY: tiles stay inside m × n; `run`'s caller vouches for the matrices.
             let taken = unsafe {
                 if wide && left > 2 * lanes {
-                    columns::<S, 8, 3>(simd, self, column)
+                    columns::<S, 8, 3, PACKED>(simd, self, column)
                 } else if left > lanes {
                     if wide {
-                        columns::<S, 8, 2>(simd, self, column)
+                        columns::<S, 8, 2, PACKED>(simd, self, column)
                     } else {
-                        columns::<S, 4, 2>(simd, self, column)
+                        columns::<S, 4, 2, PACKED>(simd, self, column)
                     }
                 } else {
-                    columns::<S, 8, 1>(simd, self, column)
+                    columns::<S, 8, 1, PACKED>(simd, self, column)
                 }
             };
             column += taken;
@@ -68,7 +84,7 @@ impl WithSimd for Product {
 
 /// All rows of the next `V` vectors of columns; returns how many columns that was.
 #[inline(always)]
-unsafe fn columns<S: Simd, const M: usize, const V: usize>(
+unsafe fn columns<S: Simd, const M: usize, const V: usize, const PACKED: bool>(
     simd: S,
     p: Product,
     column: usize,
@@ -80,24 +96,28 @@ unsafe fn columns<S: Simd, const M: usize, const V: usize>(
     // SAFETY: as the caller's.
     unsafe {
         while row + M <= p.m {
-            tile::<S, M, V>(simd, p, row, column, mask);
+            if last == S::F32_LANES {
+                tile::<S, M, V, PACKED, true>(simd, p, row, column, mask);
+            } else {
+                tile::<S, M, V, PACKED, false>(simd, p, row, column, mask);
+            }
             row += M;
         }
         while row + 4 <= p.m {
-            tile::<S, 4, V>(simd, p, row, column, mask);
+            tile::<S, 4, V, PACKED, false>(simd, p, row, column, mask);
             row += 4;
         }
         while row < p.m {
-            tile::<S, 1, V>(simd, p, row, column, mask);
+            tile::<S, 1, V, PACKED, false>(simd, p, row, column, mask);
             row += 1;
         }
     }
     taken
 }
 
-/// `M` rows by `V` vectors, the last one masked, held in registers over all of `k`.
+/// `M` rows by `V` vectors, the last one masked unless `WHOLE`, held in registers over all of `k`.
 #[inline(always)]
-unsafe fn tile<S: Simd, const M: usize, const V: usize>(
+unsafe fn tile<S: Simd, const M: usize, const V: usize, const PACKED: bool, const WHOLE: bool>(
     simd: S,
     p: Product,
     row: usize,
@@ -108,7 +128,7 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(
     // SAFETY: the tile is inside the matrices, and the mask keeps the last vector inside the row.
     unsafe {
         let load = |ptr: *const f32, v: usize| {
-            if v + 1 == V {
+            if v + 1 == V && !WHOLE {
                 simd.mask_load_ptr_f32s(mask, ptr.add(v * lanes))
             } else {
                 ptr.add(v * lanes).cast::<S::f32s>().read_unaligned()
@@ -123,7 +143,13 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(
                 }
             }
         }
-        let mut a = p.a.add(row * p.a_row);
+        let (a_row, a_column) = if PACKED {
+            (1, TILE_ROWS)
+        } else {
+            (p.a_row, p.a_column)
+        };
+        let mut a =
+            p.a.add(row / TILE_ROWS * p.a_tile + row % TILE_ROWS * a_row);
         let mut b = p.b.add(column);
         for _ in 0..p.k {
             let mut right = [simd.splat_f32s(0.0); V];
@@ -131,18 +157,18 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(
                 *right = load(b, v);
             }
             for (i, sums) in sums.iter_mut().enumerate() {
-                let left = simd.splat_f32s(*a.add(i * p.a_row));
+                let left = simd.splat_f32s(*a.add(i * a_row));
                 for (v, sum) in sums.iter_mut().enumerate() {
                     *sum = simd.mul_add_f32s(left, right[v], *sum);
                 }
             }
-            a = a.add(p.a_column);
+            a = a.add(a_column);
             b = b.wrapping_add(p.b_row);
         }
         for (i, sums) in sums.iter().enumerate() {
             let c = c.add(i * p.c_row);
             for (v, &sum) in sums.iter().enumerate() {
-                if v + 1 == V {
+                if v + 1 == V && !WHOLE {
                     simd.mask_store_ptr_f32s(mask, c.add(v * lanes), sum);
                 } else {
                     c.add(v * lanes).cast::<S::f32s>().write_unaligned(sum);
@@ -188,6 +214,7 @@ mod tests {
                     a: a.as_ptr(),
                     a_row: 1,
                     a_column: m,
+                    a_tile: TILE_ROWS,
                     b: b.as_ptr(),
                     b_row: n,
                     c: c.as_mut_ptr(),

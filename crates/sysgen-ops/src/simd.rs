@@ -3,6 +3,8 @@
 
 use std::f32::consts::LOG2_E;
 
+use rayon::prelude::*;
+
 /// Numbers one task of an elementwise operation takes: shorter slices stay on the calling thread.
 pub(crate) const TASK: usize = 1 << 14;
 
@@ -47,6 +49,15 @@ macro_rules! vectorised {
     )*};
 }
 pub(crate) use vectorised;
+
+/// `values *= factor`, on all cores.
+pub(crate) fn scale(values: &mut [f32], factor: f32) {
+    values.par_chunks_mut(TASK).for_each(|values| {
+        for value in values {
+            *value *= factor;
+        }
+    });
+}
 
 /// Independent partial results of [`max`] and [`dot`]: they fill vector registers, in an order that never varies.
 const LANES: usize = 16;

@@ -60,7 +60,7 @@ fn a_training_pass_gives_the_same_bits_again() {
             .reshape([batch, time, dim]);
         let h = swiglu(h.clone(), h).reshape([batch * time, dim]);
         let targets: Vec<u32> = (0..(batch * time) as u32).collect();
-        let losses = linear_cross_entropy(h, head.clone(), &targets, None);
+        let losses = linear_cross_entropy(h, head.clone(), &targets, 1.0, None);
         let gradients = losses.clone().sum().backward();
         let flat = |t: Option<Vec<f32>>| t.unwrap();
         vec![

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use common::{close, numbers, tensor};
 use sysgen_ops::{
-    AdamW, AttentionShape, CachedRun, Heads, Moments, Segments, adamw_step, attention,
-    cached_attention, geglu_tanh, linear, linear_cross_entropy, reference, rms_norm, rope,
-    squared_norm, swiglu,
+    AdamW, AttentionShape, CachedRun, Heads, Moments, Segments, adamw_step, add_rows, attention,
+    backward, cached_attention, geglu_tanh, linear, linear_cross_entropy, reference, rms_norm,
+    rope, squared_norm, swiglu,
 };
 
 /// Output and the gradients of all inputs, for a loss of the output weighted with fixed random numbers.
@@ -127,19 +127,25 @@ fn gated_activations_agree() {
 
 #[test]
 fn linear_cross_entropy_agrees() {
-    for (positions, dim, vocab) in [(1, 8, 2), (7, 33, 65), (129, 64, 12_000)] {
-        for softcap in [None, Some(3.0)] {
+    // Summed, one factor comes back for all positions; alone, each has its own.
+    type Op = fn(Tensor<2>, Tensor<2>, &[u32], f32, Option<f32>) -> Tensor<1>;
+    let sizes = [(1, 8, 2), (7, 33, 65), (129, 64, 12_000), (600, 40, 500)];
+    for (positions, dim, vocab) in sizes {
+        for (softcap, sum) in [
+            (None, false),
+            (Some(3.0), false),
+            (None, true),
+            (Some(3.0), true),
+        ] {
             let targets: Vec<u32> = (0..positions as u32)
                 .map(|i| (i * 7919) % vocab as u32)
                 .collect();
-            let run = |op: fn(Tensor<2>, Tensor<2>, &[u32], Option<f32>) -> Tensor<1>| {
+            let run = |op: Op| {
                 pass(&[&[positions, dim], &[vocab, dim]], |x| {
-                    op(
-                        x[0].clone().reshape([positions, dim]),
-                        x[1].clone().reshape([vocab, dim]),
-                        &targets,
-                        softcap,
-                    )
+                    let hidden = x[0].clone().reshape([positions, dim]);
+                    let head = x[1].clone().reshape([vocab, dim]);
+                    let losses = op(hidden, head, &targets, 0.37, softcap);
+                    if sum { losses.sum() } else { losses }
                 })
             };
             same(
@@ -152,12 +158,44 @@ fn linear_cross_entropy_agrees() {
 }
 
 #[test]
+fn add_rows_agrees() {
+    let device = Device::flex();
+    for (vocab, dim, count) in [(1, 1, 1), (130, 7, 64), (64, 33, 129), (5, 4, 0)] {
+        let ids: Vec<u32> = (0..count as u32)
+            .map(|i| (i * i * 31) % vocab as u32)
+            .collect();
+        let table: Tensor<2> = tensor(1, [vocab, dim], &device);
+        let rows: Tensor<2> = tensor(2, [count, dim], &device);
+        let ours = add_rows(table.clone(), &ids, rows.clone());
+        let mut exact = numbers(table);
+        let rows = numbers(rows);
+        for (&id, row) in ids.iter().zip(rows.chunks(dim)) {
+            for (sum, x) in exact[id as usize * dim..].iter_mut().zip(row) {
+                *sum += x;
+            }
+        }
+        assert_eq!(numbers(ours), exact);
+    }
+}
+
+#[test]
+fn backward_goes_on_from_a_given_gradient() {
+    let x: Tensor<2> = tensor(3, [5, 7], &Device::flex().autodiff());
+    let x = x.require_grad();
+    let gradient: Tensor<2> = tensor(4, [5, 7], &Device::flex());
+    let mut all = backward(x.clone().mul_scalar(2.0), gradient.clone());
+    let ours = x.grad_remove(&mut all).unwrap();
+    assert_eq!(numbers(ours), numbers(gradient.mul_scalar(2.0)));
+}
+
+#[test]
 fn no_supervised_position_is_no_loss() {
     let device = Device::flex();
     let loss = linear_cross_entropy(
         Tensor::zeros([0, 4], &device),
         tensor(1, [5, 4], &device),
         &[],
+        1.0,
         None,
     );
     assert_eq!(loss.dims(), [0]);

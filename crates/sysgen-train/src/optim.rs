@@ -3,7 +3,6 @@
 //! Moments are f32; only parameters with two or more dimensions decay (embeddings and head included, norms and biases
 //! not), as `transformers.Trainer` and the golden curves have it.
 
-use burn::tensor::Gradients;
 use sysgen_model::{Parameter, Weight};
 use sysgen_ops::{AdamW, Moments, adamw_step, squared_norm};
 
@@ -63,8 +62,11 @@ impl Optimizer {
         };
         let states = std::mem::take(&mut self.states);
         let mut updated = Vec::with_capacity(parameters.len());
-        for ((parameter, gradient), state) in parameters.into_iter().zip(gradients.sums).zip(states)
-        {
+        let gradients = gradients
+            .sums
+            .into_iter()
+            .chain(std::iter::repeat_with(|| None));
+        for ((parameter, gradient), state) in parameters.into_iter().zip(gradients).zip(states) {
             let Parameter { name, tensor } = parameter;
             let (tensor, state) = match (tensor, gradient, state) {
                 (tensor, None, state) => (tensor, state),
@@ -123,27 +125,18 @@ pub struct GradientSum {
 }
 
 impl GradientSum {
-    /// Takes the gradients of `parameters` (the tracked leaves of the graph) out of `gradients` and adds them.
-    pub fn add(&mut self, parameters: &[Parameter], gradients: &mut Gradients) {
-        self.sums.resize_with(parameters.len(), || None);
-        for (parameter, sum) in parameters.iter().zip(&mut self.sums) {
-            let Some(gradient) = parameter.tensor.take_gradient(gradients) else {
-                continue;
-            };
-            *sum = Some(match (sum.take(), gradient) {
-                (None, gradient) => gradient,
-                (Some(Weight::Vector(sum)), Weight::Vector(gradient)) => {
-                    Weight::Vector(sum + gradient)
-                }
-                (Some(Weight::Matrix(sum)), Weight::Matrix(gradient)) => {
-                    Weight::Matrix(sum + gradient)
-                }
-                _ => panic!(
-                    "{}: gradients of two micro-batches differ in rank",
-                    parameter.name
-                ),
-            });
+    /// Adds the gradient of the parameter at `place` of the model's list.
+    pub fn add(&mut self, place: usize, gradient: Weight) {
+        if self.sums.len() <= place {
+            self.sums.resize_with(place + 1, || None);
         }
+        let sum = &mut self.sums[place];
+        *sum = Some(match (sum.take(), gradient) {
+            (None, gradient) => gradient,
+            (Some(Weight::Vector(sum)), Weight::Vector(gradient)) => Weight::Vector(sum + gradient),
+            (Some(Weight::Matrix(sum)), Weight::Matrix(gradient)) => Weight::Matrix(sum + gradient),
+            _ => panic!("gradients of two micro-batches differ in rank"),
+        });
     }
 
     /// The L2 norm over all gradients together.

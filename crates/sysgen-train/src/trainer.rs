@@ -17,6 +17,8 @@ pub struct Trainer {
     pub optimizer: Optimizer,
     /// Gradients are scaled down to this global norm; 0 for no clipping.
     pub max_grad_norm: f64,
+    /// Keep only the layers' inputs and compute their insides again going back.
+    pub recompute: bool,
 }
 
 /// What a step did.
@@ -41,6 +43,7 @@ impl Trainer {
             decoder: Some(decoder),
             optimizer,
             max_grad_norm,
+            recompute: false,
         }
     }
 
@@ -64,19 +67,19 @@ impl Trainer {
         let decoder = self
             .decoder
             .take()
-            .expect("only `step` takes the decoder, and it puts it back")
-            .autodiff();
-        let leaves = decoder.parameters();
+            .expect("only `step` takes the decoder, and it puts it back");
         let mut gradient = GradientSum::default();
         let mut losses = Vec::with_capacity(batches.len());
+        let weight = 1.0 / supervised_tokens as f32;
         for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
-            let loss = loss_sum(&decoder, batch).div_scalar(supervised_tokens as f64);
-            let mut gradients = loss.backward();
-            gradient.add(&leaves, &mut gradients);
-            losses.push(loss.inner()); // read after all of them are on their way to the device
+            let softcap = decoder.config.final_softcap;
+            losses.push(decoder.backward(
+                &batch.tokens,
+                self.recompute,
+                |hidden, head| loss_sum(hidden, head, batch, weight, softcap),
+                |place, part| gradient.add(place, part),
+            )); // read after all of them are on their way to the device
         }
-        drop(leaves);
-        let decoder = decoder.inner();
         let loss: f64 = losses
             .into_iter()
             .map(|loss| f64::from(loss.into_scalar::<f32>()))
@@ -107,25 +110,32 @@ impl Trainer {
 pub fn mean_loss(decoder: &Decoder, batches: &[Batch]) -> f64 {
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
-        sum += f64::from(loss_sum(decoder, batch).into_scalar::<f32>());
+        let hidden = decoder.hidden(&batch.tokens);
+        let loss = loss_sum(
+            hidden,
+            decoder.head(),
+            batch,
+            1.0,
+            decoder.config.final_softcap,
+        );
+        sum += f64::from(loss.into_scalar::<f32>());
         count += batch.targets.len();
     }
     sum / count as f64
 }
 
-/// The summed loss of the supervised positions, `[1]`. Only they reach the head.
-fn loss_sum(decoder: &Decoder, batch: &Batch) -> Tensor<1> {
-    let hidden = decoder.hidden(&batch.tokens);
+/// The summed loss of the supervised positions times `weight`, `[1]`. Only they reach the head.
+fn loss_sum(
+    hidden: Tensor<3>,
+    head: Tensor<2>,
+    batch: &Batch,
+    weight: f32,
+    softcap: Option<f32>,
+) -> Tensor<1> {
     let [rows, time, dim] = hidden.dims();
     let predict_at: Vec<i64> = batch.predict_at.iter().map(|&at| i64::from(at)).collect();
     let predict_at = TensorData::new(predict_at, [batch.predict_at.len()]);
     let predict_at = Tensor::<1, Int>::from_data(predict_at, &hidden.device());
     let supervised = hidden.reshape([rows * time, dim]).select(0, predict_at);
-    linear_cross_entropy(
-        supervised,
-        decoder.head(),
-        &batch.targets,
-        decoder.config.final_softcap,
-    )
-    .sum()
+    linear_cross_entropy(supervised, head, &batch.targets, weight, softcap).sum()
 }

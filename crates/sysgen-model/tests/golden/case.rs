@@ -166,6 +166,7 @@ impl Case {
             hidden,
             decoder.head(),
             &targets,
+            1.0,
             decoder.config.final_softcap,
         );
         let mut laid_out = vec![0.0; labels.len()];

@@ -3,7 +3,6 @@
 mod cpu;
 
 use burn::tensor::Tensor;
-use burn_flex::FlexTensor;
 
 use crate::fused;
 
@@ -66,9 +65,9 @@ pub fn adamw_step<const D: usize>(
         "adamw_step: moments for every number"
     );
     let gradient = fused::values(gradient);
-    let mut parameter = writable(parameter);
-    let mut first = writable(moments.first);
-    let mut second = writable(moments.second);
+    let mut parameter = fused::writable(parameter);
+    let mut first = fused::writable(moments.first);
+    let mut second = fused::writable(moments.second);
     cpu::step(
         parameter.storage_mut(),
         fused::slice(&gradient),
@@ -90,17 +89,6 @@ pub fn squared_norm<const D: usize>(tensor: &Tensor<D>) -> f64 {
         return cpu::squared_norm(fused::slice(&fused::values(tensor.clone())));
     }
     f64::from(tensor.clone().powi_scalar(2).sum().into_scalar::<f32>())
-}
-
-/// A primitive whose storage is exactly the tensor's numbers, so that it can be written in place.
-fn writable<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
-    let shape = tensor.dims();
-    let values = fused::values(tensor);
-    if fused::slice(&values).len() == values.storage::<f32>().len() {
-        values
-    } else {
-        fused::values(fused::plain(fused::slice(&values).to_vec(), shape))
-    }
 }
 
 /// [`adamw_step`] in plain Burn tensors.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::AttentionShape;
 use crate::fused::{Fused, Pass};
-use crate::product::{Product, Shared};
+use crate::product::{Product, Shared, TILE_ROWS};
 use crate::simd::{dot, exp, max, sum, tanh, vectorised};
 
 /// Queries whose scores exist together.
@@ -52,7 +52,7 @@ impl Block {
 }
 
 impl Fused for Attention {
-    fn forward(&self, inputs: &[&[f32]]) -> (Vec<f32>, Vec<f32>) {
+    fn forward(&self, inputs: &[&[f32]], _wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
         let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
         let mut out = vec![0.0; q.len()];
         let mut sums = vec![0.0; self.batch * self.heads * self.time];
@@ -86,6 +86,7 @@ impl Fused for Attention {
                         a: scores.as_ptr(),
                         a_row: width,
                         a_column: 1,
+                        a_tile: TILE_ROWS * width,
                         b: v[value..].as_ptr(),
                         b_row: stride,
                         c: shared_out.at(target),
@@ -105,10 +106,15 @@ impl Fused for Attention {
                 }
             }
         });
-        (out, sums)
+        (out, vec![sums])
+    }
+
+    fn keeps_output(&self) -> bool {
+        true
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
+        let log_sums = &pass.saved[0];
         let (q, k, v) = (pass.inputs[0], pass.inputs[1], pass.inputs[2]);
         let mut results = vec![vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
         let [dq, dk, dv] = [0, 1, 2].map(|index| Shared(results[index].as_mut_ptr()));
@@ -130,7 +136,7 @@ impl Fused for Attention {
                     .zip(d_scores.chunks_exact_mut(width));
                 for (index, (weights, d_scores)) in rows.enumerate() {
                     let i = block.from + index;
-                    let log_sum = pass.saved[(row * self.heads + block.head) * self.time + i];
+                    let log_sum = log_sums[(row * self.heads + block.head) * self.time + i];
                     let here = at + index * q_stride;
                     score_gradient(
                         weights,
@@ -150,6 +156,7 @@ impl Fused for Attention {
                         a: d_scores.as_ptr(),
                         a_row: width,
                         a_column: 1,
+                        a_tile: TILE_ROWS * width,
                         b: b.as_ptr(),
                         b_row: kv_stride,
                         c,
@@ -164,6 +171,7 @@ impl Fused for Attention {
                         a: a.as_ptr(),
                         a_row: 1,
                         a_column: width,
+                        a_tile: TILE_ROWS,
                         b: b.as_ptr(),
                         b_row: q_stride,
                         c,
@@ -242,6 +250,7 @@ impl Attention {
             a: x[self.q_at(block)..].as_ptr(),
             a_row: self.heads * self.size,
             a_column: 1,
+            a_tile: TILE_ROWS * (self.heads * self.size),
             b: transposed[block.low..].as_ptr(),
             b_row: self.time,
             c: scores.as_mut_ptr(),

@@ -1,133 +1,209 @@
-//! `linear_cross_entropy` on the CPU: logits exist for one chunk of positions at a time, and once more going back.
+//! `linear_cross_entropy` on the CPU. The gradient is made in the forward pass, while a chunk's logits are at hand: the
+//! loss is nearly always summed, and then the gradient that comes back is one factor for all positions.
 
 use rayon::prelude::*;
 
+use super::rows::{Positions, Softmax, gradients, statistics};
 use crate::fused::{Fused, Pass};
-use crate::linear::cpu::{add_outer, project, times_weight};
-use crate::simd::{exp, max, sum, tanh, vectorised};
+use crate::matmul::{Block, Matrix, block};
+use crate::product::{MAX_TILE_COLUMNS, Shared};
+use crate::simd::scale;
 
-/// Logits held at a time; 4 MB stay near the cores.
-const CHUNK_LOGITS: usize = 1 << 20;
+/// Logits held at a time: 32 MB, or 96 million numbers where the vocabulary is so large that 256 positions need them.
+const CHUNK_LOGITS: usize = 8 << 20;
+const MOST_LOGITS: usize = 96 << 20;
+/// Positions in a chunk: fewer would read and write the head's gradient too often.
+const CHUNK_POSITIONS: (usize, usize) = (256, 1024);
+/// Vocabulary entries that one task takes through softmax and products while they are in its cache.
+const STRIPE: usize = 10 * MAX_TILE_COLUMNS;
+/// Partial sums of hidden's gradient. A fixed number, so that threads do not change the order of addition.
+const PARTS: usize = 8;
 
-/// The fused operation; inputs are hidden and head; saves the log-sum-exp of every position.
+/// The fused operation; inputs are hidden and head; saves the gradients of both for an incoming gradient of 1.
 #[derive(Debug)]
 pub(super) struct LinearCrossEntropy {
     pub(super) targets: Vec<u32>,
     pub(super) dim: usize,
     pub(super) vocab: usize,
+    pub(super) weight: f32,
     pub(super) softcap: Option<f32>,
 }
 
-impl LinearCrossEntropy {
-    fn positions_per_chunk(&self) -> usize {
-        (CHUNK_LOGITS / self.vocab).clamp(16, 1024)
-    }
-}
-
 impl Fused for LinearCrossEntropy {
-    fn forward(&self, inputs: &[&[f32]]) -> (Vec<f32>, Vec<f32>) {
-        let (hidden, head) = (inputs[0], inputs[1]);
-        let mut losses = vec![0.0; self.targets.len()];
-        let mut sums = vec![0.0; self.targets.len()];
-        let chunk = self.positions_per_chunk();
-        let outputs = losses.chunks_mut(chunk).zip(sums.chunks_mut(chunk));
-        let inputs = hidden
-            .chunks(chunk * self.dim)
-            .zip(self.targets.chunks(chunk));
-        for ((losses, sums), (hidden, targets)) in outputs.zip(inputs) {
-            let mut logits = project(hidden, head, None, self.dim, self.vocab);
-            logits
-                .par_chunks_mut(self.vocab)
-                .zip(losses)
-                .zip(sums)
-                .zip(targets)
-                .with_min_len(8)
-                .for_each(|(((logits, loss), log_sum), &target)| {
-                    (*loss, *log_sum) = loss_of(logits, target as usize, self.softcap);
-                });
-        }
-        (losses, sums)
+    fn forward(&self, inputs: &[&[f32]], wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let weights = vec![self.weight; self.targets.len()];
+        self.run(inputs, wanted, &weights)
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
-        // dl = (softmax(l) − onehot(target)) · g, through the cap's slope 1 − (l / c)².
-        let (hidden, head) = (pass.inputs[0], pass.inputs[1]);
-        let mut d_hidden = Vec::with_capacity(if pass.wanted[0] { hidden.len() } else { 0 });
-        let mut d_head = vec![0.0; if pass.wanted[1] { head.len() } else { 0 }];
-        let chunk = self.positions_per_chunk();
-        let outer = pass.gradient.chunks(chunk).zip(pass.saved.chunks(chunk));
-        let inputs = hidden
-            .chunks(chunk * self.dim)
-            .zip(self.targets.chunks(chunk));
-        for ((gradient, sums), (hidden, targets)) in outer.zip(inputs) {
-            let mut logits = project(hidden, head, None, self.dim, self.vocab);
-            logits
-                .par_chunks_mut(self.vocab)
-                .zip(gradient)
-                .zip(sums)
-                .zip(targets)
-                .with_min_len(8)
-                .for_each(|(((logits, &gradient), &log_sum), &target)| {
-                    gradient_of(logits, target as usize, self.softcap, gradient, log_sum);
-                });
-            if pass.wanted[0] {
-                d_hidden.extend(times_weight(&logits, head, self.dim, self.vocab));
+        let factor = pass.gradient.first().copied().unwrap_or(1.0);
+        if pass.gradient.iter().all(|&gradient| gradient == factor) {
+            let mut saved = pass.saved;
+            if factor != 1.0 {
+                saved.iter_mut().for_each(|values| scale(values, factor));
             }
-            if pass.wanted[1] {
-                add_outer(&logits, hidden, self.vocab, self.dim, &mut d_head);
-            }
+            return saved;
         }
-        vec![d_hidden, d_head]
+        drop(pass.saved);
+        let weights: Vec<f32> = pass.gradient.iter().map(|g| g * self.weight).collect();
+        self.run(pass.inputs, pass.wanted, &weights).1
     }
 }
 
-vectorised! {
-    /// Loss and log-sum-exp of one position; overwrites its logits.
-    fn loss_of(logits: &mut [f32], target: usize, softcap: Option<f32>) -> (f32, f32) {
-        cap(logits, softcap);
-        let target = logits[target];
-        let max = max(logits);
-        for logit in logits.iter_mut() {
-            *logit = exp(*logit - max);
+impl LinearCrossEntropy {
+    /// Weighted losses, and the wanted gradients of their sum.
+    fn run(
+        &self,
+        inputs: &[&[f32]],
+        wanted: &[bool],
+        weights: &[f32],
+    ) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let (hidden, head) = (inputs[0], inputs[1]);
+        let mut losses = Vec::with_capacity(self.targets.len());
+        let mut d_hidden = vec![0.0; if wanted[0] { hidden.len() } else { 0 }];
+        let mut d_head = vec![0.0; if wanted[1] { head.len() } else { 0 }];
+        let (least, most) = CHUNK_POSITIONS;
+        let chunk = (CHUNK_LOGITS / self.vocab)
+            .clamp(least, most)
+            .min(MOST_LOGITS / self.vocab)
+            .clamp(1, self.targets.len().max(1));
+        let mut logits = vec![0.0; chunk * self.vocab];
+        for from in (0..self.targets.len()).step_by(chunk) {
+            let to = (from + chunk).min(self.targets.len());
+            let hidden = &hidden[from * self.dim..to * self.dim];
+            let targets = &self.targets[from..to];
+            let weights = &weights[from..to];
+            let softmax = self.logits(hidden, head, &mut logits);
+            losses.extend(softmax.iter().zip(targets).zip(weights).enumerate().map(
+                |(row, ((softmax, &target), &weight))| {
+                    weight * (softmax.log_sum() - logits[row * self.vocab + target as usize])
+                },
+            ));
+            let positions = Positions {
+                targets,
+                weights,
+                softmax: &softmax,
+                softcap: self.softcap,
+            };
+            let chunk = Chunk {
+                op: self,
+                hidden,
+                head,
+                positions,
+            };
+            if wanted[0] || wanted[1] {
+                let d_hidden = wanted[0].then(|| &mut d_hidden[from * self.dim..to * self.dim]);
+                chunk.gradients(&mut logits, d_hidden, wanted[1].then_some(&mut d_head));
+            }
         }
-        let log_sum = max + sum(logits).ln();
-        (log_sum - target, log_sum)
+        (losses, vec![d_hidden, d_head])
     }
 
-    /// Turns one position's logits into their gradient.
-    fn gradient_of(
+    /// Fills the logits of a chunk, soft-capped, and returns maximum and sum of exponents of every position.
+    fn logits(&self, hidden: &[f32], head: &[f32], logits: &mut [f32]) -> Vec<Softmax> {
+        let (dim, vocab) = (self.dim, self.vocab);
+        let rows = hidden.len() / dim;
+        let shared = Shared(logits.as_mut_ptr());
+        let stripes: Vec<Vec<Softmax>> = (0..vocab.div_ceil(STRIPE))
+            .into_par_iter()
+            .map(|stripe| {
+                let part = stripe_of(stripe, vocab, rows);
+                // SAFETY: logits hold [rows, vocab] and this task alone has these columns of them.
+                unsafe {
+                    let (a, b) = (Matrix::rows(hidden, dim), Matrix::transposed(head, dim));
+                    block(a, b, part, dim, shared, vocab, false);
+                    let start = shared.at(part.column);
+                    statistics(start, vocab, rows, part.columns, self.softcap)
+                }
+            })
+            .collect();
+        let mut total = vec![Softmax::default(); rows];
+        for stripe in stripes {
+            total.iter_mut().zip(stripe).for_each(|(a, b)| a.add(b));
+        }
+        total
+    }
+}
+
+/// Positions whose logits exist.
+struct Chunk<'a> {
+    op: &'a LinearCrossEntropy,
+    hidden: &'a [f32],
+    head: &'a [f32],
+    positions: Positions<'a>,
+}
+
+impl Chunk<'_> {
+    /// Makes the gradient of the logits, a stripe at a time, and adds its two products: `d_hidden += dl · head`, `d_head += dlᵀ · hidden`.
+    fn gradients(
+        &self,
         logits: &mut [f32],
-        target: usize,
-        softcap: Option<f32>,
-        gradient: f32,
-        log_sum: f32,
+        d_hidden: Option<&mut [f32]>,
+        d_head: Option<&mut Vec<f32>>,
     ) {
-        cap(logits, softcap);
-        let at_target = logits[target];
-        match softcap {
-            None => {
-                for logit in logits.iter_mut() {
-                    *logit = exp(*logit - log_sum) * gradient;
+        let (dim, vocab, rows) = (self.op.dim, self.op.vocab, self.positions.targets.len());
+        let shared = Shared(logits.as_mut_ptr());
+        let d_head = d_head.map(|values| Shared(values.as_mut_ptr()));
+        let stripes = vocab.div_ceil(STRIPE);
+        let per_part = stripes.div_ceil(PARTS);
+        let parts: Vec<Vec<f32>> = (0..stripes.div_ceil(per_part))
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|part| {
+                let size = if d_hidden.is_some() { rows * dim } else { 0 };
+                let mut sums = vec![0.0; size];
+                let mut dl = vec![0.0; rows * STRIPE.min(vocab)];
+                for stripe in part * per_part..((part + 1) * per_part).min(stripes) {
+                    let Block {
+                        column, columns, ..
+                    } = stripe_of(stripe, vocab, rows);
+                    let dl = &mut dl[..rows * columns];
+                    // SAFETY: the logits hold [rows, vocab]; this task alone writes `sums`, and these rows of the
+                    // head's gradient.
+                    unsafe {
+                        gradients(shared.at(column), vocab, column, self.positions, dl);
+                        if d_hidden.is_some() {
+                            let (a, b) = (
+                                Matrix::rows(dl, columns),
+                                Matrix::rows(&self.head[column * dim..], dim),
+                            );
+                            let sums = Shared(sums.as_mut_ptr());
+                            block(a, b, whole(rows, dim), columns, sums, dim, true);
+                        }
+                        if let Some(d_head) = d_head {
+                            let a = Matrix::transposed(dl, columns);
+                            let b = Matrix::rows(self.hidden, dim);
+                            let target = Shared(d_head.at(column * dim));
+                            block(a, b, whole(columns, dim), rows, target, dim, true);
+                        }
+                    }
                 }
-                logits[target] -= gradient;
-            }
-            Some(cap) => {
-                let slope = |l: f32| 1.0 - (l / cap) * (l / cap);
-                for logit in logits.iter_mut() {
-                    let l = *logit;
-                    *logit = exp(l - log_sum) * gradient * slope(l);
-                }
-                logits[target] -= gradient * slope(at_target);
+                sums
+            })
+            .collect();
+        if let Some(d_hidden) = d_hidden {
+            for part in parts {
+                d_hidden.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
             }
         }
     }
 }
 
-#[inline(always)]
-fn cap(logits: &mut [f32], softcap: Option<f32>) {
-    if let Some(cap) = softcap {
-        for logit in logits {
-            *logit = cap * tanh(*logit / cap);
-        }
+fn stripe_of(stripe: usize, vocab: usize, rows: usize) -> Block {
+    let column = stripe * STRIPE;
+    Block {
+        row: 0,
+        rows,
+        column,
+        columns: (vocab - column).min(STRIPE),
+    }
+}
+
+fn whole(rows: usize, columns: usize) -> Block {
+    Block {
+        row: 0,
+        rows,
+        column: 0,
+        columns,
     }
 }

@@ -1,14 +1,17 @@
 //! Head projection and cross-entropy in one operation, so that the logits of a batch never exist at once.
 
 mod cpu;
+mod rows;
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use crate::fused;
 
-/// The loss `logsumexp(l) − l[target]` of each position, `l = hidden · headᵀ`, soft-capped as `c · tanh(l / c)` if asked.
+/// The loss `logsumexp(l) − l[target]` of each position times `weight`, where `l = hidden · headᵀ`, soft-capped as
+/// `c · tanh(l / c)` if asked.
 ///
-/// Callers pass supervised positions only, weigh and sum the losses themselves.
+/// Callers pass supervised positions only and sum the losses. In a graph the gradient of that sum is made at once, while
+/// the logits exist; `weight` is there so that it need not be scaled afterwards.
 ///
 /// # Shapes
 /// * `hidden`: `[positions, dim]`, `head`: `[vocab, dim]`, `targets`: `positions` ids below `vocab`
@@ -17,10 +20,11 @@ pub fn linear_cross_entropy(
     hidden: Tensor<2>,
     head: Tensor<2>,
     targets: &[u32],
+    weight: f32,
     softcap: Option<f32>,
 ) -> Tensor<1> {
     if !fused::serves(&hidden) {
-        return reference(hidden, head, targets, softcap);
+        return reference(hidden, head, targets, weight, softcap);
     }
     let [positions, dim] = hidden.dims();
     let [vocab, head_dim] = head.dims();
@@ -37,6 +41,7 @@ pub fn linear_cross_entropy(
         targets: targets.to_vec(),
         dim,
         vocab,
+        weight,
         softcap,
     };
     fused::apply(op, [hidden.into(), head.into()], [positions])
@@ -47,6 +52,7 @@ pub fn reference(
     hidden: Tensor<2>,
     head: Tensor<2>,
     targets: &[u32],
+    weight: f32,
     softcap: Option<f32>,
 ) -> Tensor<1> {
     let [positions, _] = hidden.dims();
@@ -60,6 +66,6 @@ pub fn reference(
         Tensor::<2, Int>::from_data(TensorData::new(targets, [positions, 1]), &logits.device());
     activation::log_softmax(logits, 1)
         .gather(1, targets)
-        .neg()
+        .mul_scalar(-weight)
         .reshape([positions])
 }

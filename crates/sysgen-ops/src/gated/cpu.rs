@@ -35,7 +35,7 @@ fn gelu_tanh(x: f32) -> (f32, f32) {
 }
 
 impl Fused for Gated {
-    fn forward(&self, inputs: &[&[f32]]) -> (Vec<f32>, Vec<f32>) {
+    fn forward(&self, inputs: &[&[f32]], _wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
         let (gate, up) = (inputs[0], inputs[1]);
         let mut out = vec![0.0; gate.len()];
         forward(*self, gate, up, &mut out);

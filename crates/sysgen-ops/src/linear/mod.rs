@@ -1,7 +1,6 @@
 //! `x · Wᵀ + b` with the weight as Hugging Face stores it, `[out, in]`.
 
 pub(crate) mod cpu;
-mod pack;
 
 use burn::tensor::Tensor;
 

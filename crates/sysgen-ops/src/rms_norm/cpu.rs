@@ -14,7 +14,7 @@ pub(super) struct RmsNorm {
 }
 
 impl Fused for RmsNorm {
-    fn forward(&self, inputs: &[&[f32]]) -> (Vec<f32>, Vec<f32>) {
+    fn forward(&self, inputs: &[&[f32]], _wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
         let (x, weight) = (inputs[0], inputs[1]);
         let dim = weight.len();
         let block = rows_per_task(dim);
@@ -26,7 +26,7 @@ impl Fused for RmsNorm {
             .for_each(|((y, x), inverse)| {
                 normalise(x, weight, self.eps, self.offset, y, inverse);
             });
-        (y, inverse)
+        (y, vec![inverse])
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
@@ -40,7 +40,7 @@ impl Fused for RmsNorm {
             .par_chunks_mut(block * dim)
             .zip(x.par_chunks(block * dim))
             .zip(pass.gradient.par_chunks(block * dim))
-            .zip(pass.saved.par_chunks(block))
+            .zip(pass.saved[0].par_chunks(block))
             .map(|(((dx, x), dy), inverse)| {
                 let mut dw = vec![0.0; dim];
                 gradients(x, weight, self.offset, dy, inverse, dx, &mut dw);

@@ -17,8 +17,12 @@ pub(super) struct Rope {
 }
 
 impl Fused for Rope {
-    fn forward(&self, inputs: &[&[f32]]) -> (Vec<f32>, Vec<f32>) {
+    fn forward(&self, inputs: &[&[f32]], _wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
         (self.rotate(inputs[0], 1.0), Vec::new())
+    }
+
+    fn keeps_input(&self, _index: usize, _wanted: &[bool]) -> bool {
+        false
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {

@@ -1,40 +1,53 @@
-//! Transposing a panel of a weight, so that the product reads its columns as vectors. With few rows of x this is
-//! most of the work of `linear`: it should run at the speed of memory.
+//! Laying a block of a matrix out as the product reads it. With few rows this is most of the work of `linear`: it should
+//! run at the speed of memory.
 
-/// `packed[k, j] = weight[j, k]` for `columns` rows and `depth` columns of a weight whose rows are `stride` apart.
-pub(super) fn pack(
-    weight: &[f32],
+/// `packed[k, j] = source[j, k]` for `rows` rows of `source`, `stride` apart, and `depth` columns; rows of `packed` are
+/// `packed_row` apart.
+pub(crate) fn transpose(
+    source: &[f32],
     stride: usize,
-    columns: usize,
+    rows: usize,
     depth: usize,
     packed: &mut [f32],
+    packed_row: usize,
 ) {
-    assert!(columns == 0 || weight.len() >= (columns - 1) * stride + depth);
-    assert!(packed.len() >= columns * depth);
-    let (mut whole_columns, mut whole_depth) = (0, 0);
+    assert!(rows == 0 || source.len() >= (rows - 1) * stride + depth);
+    assert!(rows <= packed_row && packed.len() >= depth * packed_row);
+    let (mut whole_rows, mut whole_depth) = (0, 0);
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
-        (whole_columns, whole_depth) = (columns / 16 * 16, depth / 16 * 16);
-        for j in (0..whole_columns).step_by(16) {
+        (whole_rows, whole_depth) = (rows / 16 * 16, depth / 16 * 16);
+        for j in (0..whole_rows).step_by(16) {
             for k in (0..whole_depth).step_by(16) {
                 // SAFETY: the block lies inside both slices, checked above.
                 unsafe {
-                    avx512::transpose(
-                        weight.as_ptr().add(j * stride + k),
-                        stride,
-                        packed.as_mut_ptr().add(k * columns + j),
-                        columns,
-                    );
+                    let from = source.as_ptr().add(j * stride + k);
+                    let to = packed.as_mut_ptr().add(k * packed_row + j);
+                    avx512::transpose(from, stride, to, packed_row);
                 }
             }
         }
     }
-    for j in 0..columns {
-        let done = if j < whole_columns { whole_depth } else { 0 };
-        let row = &weight[j * stride..][..depth];
+    for j in 0..rows {
+        let done = if j < whole_rows { whole_depth } else { 0 };
+        let row = &source[j * stride..][..depth];
         for k in done..depth {
-            packed[k * columns + j] = row[k];
+            packed[k * packed_row + j] = row[k];
         }
+    }
+}
+
+/// `packed[k, j] = source[k, j]` for `depth` rows of `source`, `stride` apart, and `columns` columns.
+pub(crate) fn copy(
+    source: &[f32],
+    stride: usize,
+    depth: usize,
+    columns: usize,
+    packed: &mut [f32],
+    packed_row: usize,
+) {
+    for (k, packed) in packed.chunks_exact_mut(packed_row).take(depth).enumerate() {
+        packed[..columns].copy_from_slice(&source[k * stride..][..columns]);
     }
 }
 
@@ -98,17 +111,17 @@ mod avx512 {
 
 #[cfg(test)]
 mod tests {
-    use super::pack;
+    use super::*;
 
     #[test]
-    fn a_panel_is_transposed() {
-        for (columns, depth, stride) in [(1, 1, 1), (16, 16, 16), (48, 100, 130), (37, 33, 40)] {
-            let weight: Vec<f32> = (0..columns * stride).map(|i| i as f32).collect();
-            let mut packed = vec![0.0; columns * depth];
-            pack(&weight, stride, columns, depth, &mut packed);
-            for j in 0..columns {
+    fn a_block_is_transposed() {
+        for (rows, depth, stride) in [(1, 1, 1), (16, 16, 16), (48, 100, 130), (37, 33, 40)] {
+            let source: Vec<f32> = (0..rows * stride).map(|i| i as f32).collect();
+            let mut packed = vec![0.0; 48 * depth];
+            transpose(&source, stride, rows, depth, &mut packed, 48);
+            for j in 0..rows {
                 for k in 0..depth {
-                    assert_eq!(packed[k * columns + j], weight[j * stride + k]);
+                    assert_eq!(packed[k * 48 + j], source[j * stride + k]);
                 }
             }
         }
