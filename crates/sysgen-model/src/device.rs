@@ -29,6 +29,17 @@ pub fn device(spec: &str) -> Result<Device> {
     }
 }
 
+/// What computes, for a person: `cpu`, or the GPU's index and name.
+pub fn device_name(device: &Device) -> String {
+    let Some(index) = cuda_devices().iter().position(|other| other == device) else {
+        return "cpu".into();
+    };
+    match gpu_name(device) {
+        Some(name) => format!("cuda:{index} ({name})"),
+        None => format!("cuda:{index}"),
+    }
+}
+
 fn cuda(index: usize) -> Result<Device> {
     if !cfg!(feature = "cuda") {
         bail!(
@@ -53,6 +64,16 @@ fn cuda(index: usize) -> Result<Device> {
 #[cfg(feature = "cuda")]
 fn cuda_devices() -> Vec<Device> {
     Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec()
+}
+
+#[cfg(feature = "cuda")]
+fn gpu_name(device: &Device) -> Option<String> {
+    device.identity().map(|identity| identity.name)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_name(_: &Device) -> Option<String> {
+    None
 }
 
 #[cfg(not(feature = "cuda"))]
