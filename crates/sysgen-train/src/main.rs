@@ -3,10 +3,14 @@
 //! This file is the command line; `pipeline` is what happens.
 
 mod answer;
+mod bench;
 mod data;
+mod flops;
+mod matmul;
 mod pipeline;
 mod samples;
 mod summary;
+mod workload;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -29,6 +33,7 @@ Examples:
   sysgen-train check --config configs/quickstart.toml         what would be learnt, and what is wrong with it
   sysgen-train export --config configs/quickstart.toml        the newest checkpoint as a Hugging Face folder
   sysgen-train answer --model runs/quickstart/export --system \"Be brief.\" --user \"What is the capital of France?\"
+  sysgen-train bench --model runs/quickstart/export           how fast this machine trains
 
 Run the same command again to go on after Ctrl-C, a kill or a power cut.";
 
@@ -50,6 +55,8 @@ enum Command {
     Export(RunArguments),
     /// Asks a model in a folder one question, with or without a system message.
     Answer(answer::AnswerArguments),
+    /// Times the training step, on work that PyTorch can be given too.
+    Bench(bench::BenchArguments),
 }
 
 #[derive(Args)]
@@ -75,6 +82,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let (command, run) = match (arguments.command, arguments.run) {
         (Some(Command::Answer(arguments)), _) => return end(answer::answer(&arguments)),
+        (Some(Command::Bench(arguments)), _) => return end(bench::bench(&arguments)),
         (Some(Command::Check(run)), _) => (pipeline::check as fn(&RunConfig) -> Result<()>, run),
         (Some(Command::Export(run)), _) => (pipeline::export as fn(&RunConfig) -> Result<()>, run),
         (None, Some(run)) => (pipeline::run as fn(&RunConfig) -> Result<()>, run),
