@@ -1,11 +1,13 @@
 //! `sysgen-data`: generates the data of a config. The command line only; what happens is in the library.
 
+mod bench;
+
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use sysgen_core::files::write_atomically;
 use sysgen_core::{RunConfig, interrupt, tell};
 use sysgen_data::Summary;
@@ -23,14 +25,29 @@ Examples:
   sysgen-data --config configs/quickstart.toml
   sysgen-data --config configs/quickstart.toml --set data.path=rows.jsonl --set output_dir=runs/mine
   sysgen-data --config configs/quickstart.toml --dry-run      the effective config, every default spelled out
+  sysgen-data bench --model runs/quickstart/export             how fast this machine writes
 
 Writes <output_dir>/data/dataset.jsonl and manifest.json. Run the same command again to go on after
 Ctrl-C, a kill or a power cut.";
 
 /// Writes system messages and better answers for instruction data with a local model.
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Option<RunArguments>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Times greedy decoding, on prompts that PyTorch can be given too.
+    Bench(bench::BenchArguments),
+}
+
+#[derive(Args)]
+struct RunArguments {
     /// The config file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -50,6 +67,25 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let result = match (&arguments.command, &arguments.run) {
+        (Some(Command::Bench(arguments)), _) => bench::bench(arguments),
+        (None, Some(run)) => {
+            start_log(run);
+            interrupt::install();
+            start(run)
+        }
+        (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(arguments: &RunArguments) {
     let level = match (arguments.verbose, arguments.quiet) {
         (true, _) => "debug",
         (_, true) => "error",
@@ -69,17 +105,9 @@ fn main() -> ExitCode {
         .with_target(false)
         .without_time()
         .init();
-    interrupt::install();
-    match start(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
-fn start(arguments: &Arguments) -> Result<()> {
+fn start(arguments: &RunArguments) -> Result<()> {
     let config = RunConfig::load(&arguments.config, &arguments.overrides)?;
     if config.generate.is_none() {
         bail!(
