@@ -10,7 +10,7 @@ use serde::Serialize;
 use sysgen_core::measure::{least, median, peak_rss_mib, rounded};
 use sysgen_core::tell;
 use sysgen_infer::{Engine, Request, Sampling, Statistics};
-use sysgen_model::{Decoder, Origin, device, device_name, read_ids};
+use sysgen_model::{Decoder, Origin, device, device_name, doing, read_ids};
 
 /// The tensor of the inputs file, `[rows, prompt]`.
 const TENSOR: &str = "prompt.input_ids";
@@ -92,6 +92,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         arguments.shared_prefix
     );
     let device = device(&arguments.device)?;
+    doing("loading the model");
     let (decoder, origin) = Decoder::open(&arguments.model, SEED, &device)
         .with_context(|| format!("--model {}", arguments.model.display()))?;
     let longest = decoder.config.max_position_embeddings;
@@ -108,6 +109,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
 
     let (mut seconds, mut first) = (Vec::new(), Vec::new());
     let mut statistics = Statistics::default();
+    doing("writing");
     for repeat in 0..=arguments.repeats {
         let started = Instant::now();
         (first, statistics) = write(&decoder, &prompts, new)?;

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use sysgen_core::files::write_atomically;
 use sysgen_core::{RunConfig, interrupt, tell};
 use sysgen_data::Summary;
+use sysgen_model::{catch_out_of_memory, doing};
 use tracing_subscriber::EnvFilter;
 
 /// Tensors come and go every step: an allocator that keeps its pages is much faster here than glibc's.
@@ -19,6 +20,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Characters of a text shown in a sample.
 const SHOWN: usize = 400;
+
+/// What lowers the memory a run needs.
+const ADVICE: &str = "lower generate.batch_size or generate.max_length";
+/// The same for `bench`.
+const BENCH_ADVICE: &str = "lower --batch, --prompt or --new";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,11 +74,13 @@ struct RunArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match (&arguments.command, &arguments.run) {
-        (Some(Command::Bench(arguments)), _) => bench::bench(arguments),
+        (Some(Command::Bench(arguments)), _) => {
+            catch_out_of_memory(BENCH_ADVICE, || bench::bench(arguments))
+        }
         (None, Some(run)) => {
             start_log(run);
             interrupt::install();
-            start(run)
+            catch_out_of_memory(ADVICE, || start(run))
         }
         (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
     };
@@ -120,6 +128,7 @@ fn start(arguments: &RunArguments) -> Result<()> {
         return Ok(());
     }
     let device = sysgen_model::device(&config.device.to_string())?;
+    doing("generating");
     let summary = sysgen_data::run(&config, &device)?;
     let effective = config.generated_data_dir().join("config.toml");
     write_atomically(&effective, |file| {

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 use sysgen_core::measure::{least, median, peak_rss_mib, rounded};
 use sysgen_core::tell;
-use sysgen_model::{Decoder, Device, Origin, device, device_name};
+use sysgen_model::{Decoder, Device, Origin, device, device_name, doing};
 use sysgen_ops::AdamW;
 use sysgen_train::optim::Optimizer;
 use sysgen_train::trainer::Trainer;
@@ -112,6 +112,7 @@ struct Report {
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let device = device(&arguments.device)?;
     let show = |line: String, json: String| tell(if arguments.json { json } else { line });
+    doing("multiplying matrices");
     for product in &arguments.matmul {
         let figures = matmul::measure(*product, arguments.dtype, &device)?;
         show(matmul::line(&figures), figures.to_string());
@@ -134,6 +135,7 @@ fn step(arguments: &BenchArguments, model: &PathBuf, device: &Device) -> Result<
         arguments.steps >= 2,
         "--steps must be at least 2: the first one is not timed"
     );
+    doing("loading the model");
     let (decoder, origin) = Decoder::open(model, SEED, device)
         .with_context(|| format!("--model {}", model.display()))?;
     let shape = Shape {
@@ -159,6 +161,7 @@ fn step(arguments: &BenchArguments, model: &PathBuf, device: &Device) -> Result<
 
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     let mut reserved = None;
+    doing("taking a training step");
     for step in 0..arguments.steps {
         let started = Instant::now();
         let report = trainer.step(&steps[step % steps.len()], SETTINGS.learning_rate);

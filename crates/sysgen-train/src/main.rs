@@ -19,11 +19,21 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use sysgen_core::{RunConfig, interrupt, tell};
+use sysgen_model::catch_out_of_memory;
 use tracing_subscriber::EnvFilter;
 
 /// Tensors come and go every step: an allocator that keeps its pages makes a CPU step a third faster than glibc's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What lowers the memory a run needs.
+const ADVICE: &str = "in training, lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps by as \
+    much to keep the step) or train.max_length; in generating, lower generate.batch_size or generate.max_length";
+/// The same for `bench`.
+const BENCH_ADVICE: &str = "raise --micro-batches, or lower --batch or --seq";
+/// The same for one question, and for the check of a device.
+const ALONE_ADVICE: &str =
+    "use a smaller model or --device cpu, and see with `nvidia-smi` who else uses the GPU";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,8 +91,16 @@ struct RunArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let (command, run) = match (arguments.command, arguments.run) {
-        (Some(Command::Answer(arguments)), _) => return end(answer::answer(&arguments)),
-        (Some(Command::Bench(arguments)), _) => return end(bench::bench(&arguments)),
+        (Some(Command::Answer(arguments)), _) => {
+            return end(catch_out_of_memory(ALONE_ADVICE, || {
+                answer::answer(&arguments)
+            }));
+        }
+        (Some(Command::Bench(arguments)), _) => {
+            return end(catch_out_of_memory(BENCH_ADVICE, || {
+                bench::bench(&arguments)
+            }));
+        }
         (Some(Command::Check(run)), _) => (pipeline::check as fn(&RunConfig) -> Result<()>, run),
         (Some(Command::Export(run)), _) => (pipeline::export as fn(&RunConfig) -> Result<()>, run),
         (None, Some(run)) => (pipeline::run as fn(&RunConfig) -> Result<()>, run),
@@ -90,7 +108,7 @@ fn main() -> ExitCode {
     };
     start_log(&run);
     interrupt::install();
-    end(start(command, &run))
+    end(catch_out_of_memory(ADVICE, || start(command, &run)))
 }
 
 /// What the shell is told, and the one line a person is.
