@@ -5,8 +5,11 @@
 mod answer;
 mod bench;
 mod data;
+mod doctor;
 mod flops;
+mod golden;
 mod matmul;
+mod parity;
 mod pipeline;
 mod samples;
 mod summary;
@@ -43,6 +46,7 @@ Examples:
   sysgen-train check --config configs/quickstart.toml         what would be learnt, and what is wrong with it
   sysgen-train export --config configs/quickstart.toml        the newest checkpoint as a Hugging Face folder
   sysgen-train answer --model runs/quickstart/export --system \"Be brief.\" --user \"What is the capital of France?\"
+  sysgen-train doctor --device cuda                           what is missing, and whether the GPU computes right
   sysgen-train bench --model runs/quickstart/export           how fast this machine trains
 
 Run the same command again to go on after Ctrl-C, a kill or a power cut.";
@@ -67,6 +71,8 @@ enum Command {
     Answer(answer::AnswerArguments),
     /// Times the training step, on work that PyTorch can be given too.
     Bench(bench::BenchArguments),
+    /// Says what this machine can compute with, and whether it computes right.
+    Doctor(doctor::DoctorArguments),
 }
 
 #[derive(Args)]
@@ -99,6 +105,11 @@ fn main() -> ExitCode {
         (Some(Command::Bench(arguments)), _) => {
             return end(catch_out_of_memory(BENCH_ADVICE, || {
                 bench::bench(&arguments)
+            }));
+        }
+        (Some(Command::Doctor(arguments)), _) => {
+            return end(catch_out_of_memory(ALONE_ADVICE, || {
+                doctor::doctor(&arguments)
             }));
         }
         (Some(Command::Check(run)), _) => (pipeline::check as fn(&RunConfig) -> Result<()>, run),
