@@ -9,6 +9,7 @@ pub mod files;
 pub mod hash;
 pub mod interrupt;
 pub mod jsonl;
+pub mod measure;
 
 pub mod append_log;
 pub mod output_lock;

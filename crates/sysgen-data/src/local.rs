@@ -1,5 +1,5 @@
 //! The generator that runs a Hugging Face directory in this process: text becomes ids by the model's own
-//! chat template, the engine decodes them. The only file that knows of tensors.
+//! chat template, the engine decodes them. The library's only file that knows of tensors.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -1,14 +1,17 @@
 //! `sysgen-data`: generates the data of a config. The command line only; what happens is in the library.
 
+mod bench;
+
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use sysgen_core::files::write_atomically;
 use sysgen_core::{RunConfig, interrupt, tell};
 use sysgen_data::Summary;
+use sysgen_model::{catch_out_of_memory, doing};
 use tracing_subscriber::EnvFilter;
 
 /// Tensors come and go every step: an allocator that keeps its pages is much faster here than glibc's.
@@ -18,19 +21,39 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Characters of a text shown in a sample.
 const SHOWN: usize = 400;
 
+/// What lowers the memory a run needs.
+const ADVICE: &str = "lower generate.batch_size or generate.max_length";
+/// The same for `bench`.
+const BENCH_ADVICE: &str = "lower --batch, --prompt or --new";
+
 const EXAMPLES: &str = "\
 Examples:
   sysgen-data --config configs/quickstart.toml
   sysgen-data --config configs/quickstart.toml --set data.path=rows.jsonl --set output_dir=runs/mine
   sysgen-data --config configs/quickstart.toml --dry-run      the effective config, every default spelled out
+  sysgen-data bench --model runs/quickstart/export             how fast this machine writes
 
 Writes <output_dir>/data/dataset.jsonl and manifest.json. Run the same command again to go on after
 Ctrl-C, a kill or a power cut.";
 
 /// Writes system messages and better answers for instruction data with a local model.
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Option<RunArguments>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Times greedy decoding, on prompts that PyTorch can be given too.
+    Bench(bench::BenchArguments),
+}
+
+#[derive(Args)]
+struct RunArguments {
     /// The config file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -50,6 +73,27 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let result = match (&arguments.command, &arguments.run) {
+        (Some(Command::Bench(arguments)), _) => {
+            catch_out_of_memory(BENCH_ADVICE, || bench::bench(arguments))
+        }
+        (None, Some(run)) => {
+            start_log(run);
+            interrupt::install();
+            catch_out_of_memory(ADVICE, || start(run))
+        }
+        (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(arguments: &RunArguments) {
     let level = match (arguments.verbose, arguments.quiet) {
         (true, _) => "debug",
         (_, true) => "error",
@@ -69,17 +113,9 @@ fn main() -> ExitCode {
         .with_target(false)
         .without_time()
         .init();
-    interrupt::install();
-    match start(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
-fn start(arguments: &Arguments) -> Result<()> {
+fn start(arguments: &RunArguments) -> Result<()> {
     let config = RunConfig::load(&arguments.config, &arguments.overrides)?;
     if config.generate.is_none() {
         bail!(
@@ -92,6 +128,7 @@ fn start(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let device = sysgen_model::device(&config.device.to_string())?;
+    doing("generating");
     let summary = sysgen_data::run(&config, &device)?;
     let effective = config.generated_data_dir().join("config.toml");
     write_atomically(&effective, |file| {

@@ -19,6 +19,9 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 /// Lists the tensors of a sharded one.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// Weights as PyTorch pickles them, which are not read.
+const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
 /// An opened checkpoint.
 pub(crate) struct Checkpoint {
     pub(crate) shards: Vec<Shard>,
@@ -41,10 +44,10 @@ pub(crate) struct Shard {
 /// A tensor in a file.
 pub(crate) struct Stored {
     pub(crate) name: String,
-    dtype_name: String,
+    pub(crate) dtype_name: String,
     /// `None` for formats that no weight of ours may have.
     pub(crate) dtype: Option<StoredDtype>,
-    shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// Bytes, counted from the start of the file.
     range: Range<usize>,
 }
@@ -55,15 +58,18 @@ impl Checkpoint {
         dir.join(SINGLE).exists() || dir.join(INDEX).exists()
     }
 
+    /// Whether the directory holds weights at all, in whatever format.
+    pub(crate) fn stored(dir: &Path) -> bool {
+        Self::exists(dir) || PICKLED.iter().any(|file| dir.join(file).exists())
+    }
+
     /// Opens the files of `dir` and reads their headers. As in `transformers`, a single file wins over an index.
     pub(crate) fn open(dir: &Path) -> Result<Checkpoint> {
         let (listing, weight_map) = if dir.join(SINGLE).exists() {
             (dir.join(SINGLE), None)
         } else if dir.join(INDEX).exists() {
             (dir.join(INDEX), Some(weight_map(&dir.join(INDEX))?))
-        } else if dir.join("pytorch_model.bin").exists()
-            || dir.join("pytorch_model.bin.index.json").exists()
-        {
+        } else if PICKLED.iter().any(|file| dir.join(file).exists()) {
             bail!(
                 "{} holds its weights as pytorch_model.bin; only safetensors are read, use a revision that has {SINGLE}",
                 dir.display()
@@ -201,7 +207,7 @@ impl Checkpoint {
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Shard> {
+    pub(crate) fn open(path: PathBuf) -> Result<Shard> {
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         // SAFETY: the map is read-only. Another program that shortens the file while it is mapped would end this one
         // by SIGBUS, as for every memory-mapped checkpoint; our own writers never write into a file, they replace it.

@@ -139,7 +139,21 @@ impl ModelConfig {
                 dir.display()
             )
         })?;
-        let json: Value = serde_json::from_str(&text)
+        Self::from_text(&path, &text)
+    }
+
+    /// Reads a `config.json` under whatever name.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_directory`].
+    pub fn from_file(path: &Path) -> Result<ModelConfig> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        Self::from_text(path, &text)
+    }
+
+    fn from_text(path: &Path, text: &str) -> Result<ModelConfig> {
+        let json: Value = serde_json::from_str(text)
             .with_context(|| format!("{} is not valid JSON", path.display()))?;
         Self::from_json(&json).with_context(|| format!("{} cannot be used", path.display()))
     }

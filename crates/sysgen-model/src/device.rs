@@ -3,18 +3,20 @@
 use anyhow::{Result, bail};
 use burn::tensor::Device;
 
-/// The device named by `spec`: `cpu`, `auto` (CUDA where there is one, otherwise the CPU), `cuda` or `cuda:<index>`.
+use crate::cuda::{self, cuda_needs};
+use crate::memory;
+
+/// The device named by `spec`: `cpu`, `auto` (the first GPU where there is one, otherwise the CPU), `cuda` or
+/// `cuda:<index>`.
 ///
 /// # Errors
-/// An unknown word; CUDA in a build without it; no usable driver or GPU; an index beyond the GPUs present. A GPU that
-/// was asked for by name is never replaced by the CPU.
+/// An unknown word; CUDA in a build without it; no usable driver or GPU, or nothing to compile kernels with; an index
+/// beyond the GPUs present. Neither a GPU that was asked for nor one that is there is ever replaced by the CPU.
 pub fn device(spec: &str) -> Result<Device> {
     match spec {
         "cpu" => Ok(Device::flex()),
-        "auto" => Ok(cuda_devices()
-            .into_iter()
-            .next()
-            .unwrap_or_else(Device::flex)),
+        "auto" if cuda_devices().is_empty() => Ok(Device::flex()),
+        "auto" => cuda(0),
         _ => {
             let index = match spec.split_once(':') {
                 None if spec == "cuda" => Some(0),
@@ -29,24 +31,33 @@ pub fn device(spec: &str) -> Result<Device> {
     }
 }
 
+/// What computes, for a person: `cpu`, or the GPU's index, name and memory.
+pub fn device_name(device: &Device) -> String {
+    let index = cuda_devices().iter().position(|other| other == device);
+    index.map_or("cpu".into(), gpu_name)
+}
+
+fn gpu_name(index: usize) -> String {
+    let name = cuda::gpu(index).unwrap_or_default();
+    format!("cuda:{index} ({name})")
+}
+
 fn cuda(index: usize) -> Result<Device> {
-    if !cfg!(feature = "cuda") {
-        bail!(
-            "device = \"cuda\": this program was built without CUDA; build it with `--features cuda`, or use device = \"cpu\""
-        );
+    for need in cuda_needs() {
+        if let Err(missing) = need.found {
+            bail!("device = \"cuda:{index}\": {missing}; or use device = \"cpu\"");
+        }
     }
     let devices = cuda_devices();
     let count = devices.len();
-    match devices.into_iter().nth(index) {
-        Some(device) => Ok(device),
-        None if count == 0 => bail!(
-            "device = \"cuda:{index}\": no NVIDIA driver or no GPU was found on this machine (does `nvidia-smi` list one?); use device = \"cpu\""
-        ),
-        None => bail!(
-            "device = \"cuda:{index}\": this machine has {count} GPU(s), cuda:0 to cuda:{}",
-            count - 1
-        ),
-    }
+    let Some(device) = devices.into_iter().nth(index) else {
+        bail!(
+            "device = \"cuda:{index}\": this machine has {count} GPU(s), the last one is cuda:{}",
+            count.saturating_sub(1)
+        );
+    };
+    memory::using(gpu_name(index));
+    Ok(device)
 }
 
 /// Enumerating is safe without a driver; `Device::cuda` is not (it panics on first use).

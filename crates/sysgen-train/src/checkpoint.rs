@@ -165,6 +165,7 @@ pub fn load(
         settings,
         states,
         updates: checkpoint.state.progress.updates,
+        decay_vectors: false,
     };
     Ok(Trainer::new(decoder, optimizer, max_grad_norm))
 }

@@ -3,10 +3,17 @@
 //! This file is the command line; `pipeline` is what happens.
 
 mod answer;
+mod bench;
 mod data;
+mod doctor;
+mod flops;
+mod golden;
+mod matmul;
+mod parity;
 mod pipeline;
 mod samples;
 mod summary;
+mod workload;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -15,11 +22,21 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use sysgen_core::{RunConfig, interrupt, tell};
+use sysgen_model::catch_out_of_memory;
 use tracing_subscriber::EnvFilter;
 
 /// Tensors come and go every step: an allocator that keeps its pages makes a CPU step a third faster than glibc's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What lowers the memory a run needs.
+const ADVICE: &str = "in training, lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps by as \
+    much to keep the step) or train.max_length; in generating, lower generate.batch_size or generate.max_length";
+/// The same for `bench`.
+const BENCH_ADVICE: &str = "raise --micro-batches, or lower --batch or --seq";
+/// The same for one question, and for the check of a device.
+const ALONE_ADVICE: &str =
+    "use a smaller model or --device cpu, and see with `nvidia-smi` who else uses the GPU";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,6 +46,8 @@ Examples:
   sysgen-train check --config configs/quickstart.toml         what would be learnt, and what is wrong with it
   sysgen-train export --config configs/quickstart.toml        the newest checkpoint as a Hugging Face folder
   sysgen-train answer --model runs/quickstart/export --system \"Be brief.\" --user \"What is the capital of France?\"
+  sysgen-train doctor --device cuda                           what is missing, and whether the GPU computes right
+  sysgen-train bench --model runs/quickstart/export           how fast this machine trains
 
 Run the same command again to go on after Ctrl-C, a kill or a power cut.";
 
@@ -50,6 +69,10 @@ enum Command {
     Export(RunArguments),
     /// Asks a model in a folder one question, with or without a system message.
     Answer(answer::AnswerArguments),
+    /// Times the training step, on work that PyTorch can be given too.
+    Bench(bench::BenchArguments),
+    /// Says what this machine can compute with, and whether it computes right.
+    Doctor(doctor::DoctorArguments),
 }
 
 #[derive(Args)]
@@ -74,7 +97,21 @@ struct RunArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let (command, run) = match (arguments.command, arguments.run) {
-        (Some(Command::Answer(arguments)), _) => return end(answer::answer(&arguments)),
+        (Some(Command::Answer(arguments)), _) => {
+            return end(catch_out_of_memory(ALONE_ADVICE, || {
+                answer::answer(&arguments)
+            }));
+        }
+        (Some(Command::Bench(arguments)), _) => {
+            return end(catch_out_of_memory(BENCH_ADVICE, || {
+                bench::bench(&arguments)
+            }));
+        }
+        (Some(Command::Doctor(arguments)), _) => {
+            return end(catch_out_of_memory(ALONE_ADVICE, || {
+                doctor::doctor(&arguments)
+            }));
+        }
         (Some(Command::Check(run)), _) => (pipeline::check as fn(&RunConfig) -> Result<()>, run),
         (Some(Command::Export(run)), _) => (pipeline::export as fn(&RunConfig) -> Result<()>, run),
         (None, Some(run)) => (pipeline::run as fn(&RunConfig) -> Result<()>, run),
@@ -82,7 +119,7 @@ fn main() -> ExitCode {
     };
     start_log(&run);
     interrupt::install();
-    end(start(command, &run))
+    end(catch_out_of_memory(ADVICE, || start(command, &run)))
 }
 
 /// What the shell is told, and the one line a person is.

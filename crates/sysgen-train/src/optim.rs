@@ -1,7 +1,7 @@
 //! AdamW over all parameters of a model, and the arithmetic on their gradients: sums, the global norm, the clip.
 //!
-//! Moments are f32; only parameters with two or more dimensions decay (embeddings and head included, norms and biases
-//! not), as `transformers.Trainer` and the golden curves have it.
+//! Moments are f32; unless asked otherwise, only parameters with two or more dimensions decay (embeddings and head included,
+//! norms and biases not), as `transformers.Trainer` and the golden curves have it.
 
 use sysgen_model::{Parameter, Weight};
 use sysgen_ops::{AdamW, Moments, adamw_step, squared_norm};
@@ -27,6 +27,8 @@ pub struct Optimizer {
     pub states: Vec<State>,
     /// Updates applied so far; skipped steps do not count.
     pub updates: u64,
+    /// Norms and biases decay too, as with `torch.optim.AdamW(model.parameters())`.
+    pub decay_vectors: bool,
 }
 
 impl Optimizer {
@@ -40,6 +42,7 @@ impl Optimizer {
             settings,
             states: parameters.iter().map(zeros).collect(),
             updates: 0,
+            decay_vectors: false,
         }
     }
 
@@ -56,8 +59,12 @@ impl Optimizer {
             learning_rate,
             ..self.settings
         };
-        let no_decay = AdamW {
-            weight_decay: 0.0,
+        let of_vectors = AdamW {
+            weight_decay: if self.decay_vectors {
+                settings.weight_decay
+            } else {
+                0.0
+            },
             ..settings
         };
         let states = std::mem::take(&mut self.states);
@@ -79,7 +86,7 @@ impl Optimizer {
                         tensor,
                         scaled(gradient, scale),
                         moments,
-                        &no_decay,
+                        &of_vectors,
                         self.updates,
                     );
                     (Weight::Vector(tensor), State::Vector(moments))
@@ -159,8 +166,40 @@ pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use sysgen_model::Device;
+
+    #[test]
+    fn norms_decay_only_when_asked_to() {
+        for (decay_vectors, norm) in [(false, 1.0), (true, 0.5)] {
+            let device = Device::flex();
+            let weight = |shape: &[usize]| Weight::from_values(vec![1.0; 2], shape, &device);
+            let parameters = [("norm", vec![2]), ("matrix", vec![1, 2])].map(|(name, shape)| {
+                let name = name.to_owned();
+                let tensor = weight(&shape);
+                Parameter { name, tensor }
+            });
+            let settings = AdamW {
+                learning_rate: 0.5,
+                beta1: 0.9,
+                beta2: 0.95,
+                epsilon: 1e-8,
+                weight_decay: 1.0,
+            };
+            let mut optimizer = Optimizer::new(&parameters, settings);
+            optimizer.decay_vectors = decay_vectors;
+            let zeros = [vec![2], vec![1, 2]];
+            let zeros = zeros.map(|shape| Weight::from_values(vec![0.0; 2], &shape, &device));
+            let gradients = GradientSum {
+                sums: zeros.into_iter().map(Some).collect(),
+            };
+            let updated = optimizer.update(parameters.into(), gradients, 1.0, 0.5);
+            assert_eq!(updated[0].tensor.to_vec(), [norm; 2]);
+            assert_eq!(updated[1].tensor.to_vec(), [0.5; 2]);
+        }
+    }
 
     #[test]
     fn the_clip_only_ever_shrinks() {

@@ -9,7 +9,7 @@ use sysgen_core::config::{ModelInit, TrainSection};
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::Message;
 use sysgen_core::{RunConfig, lock_output, tell};
-use sysgen_model::{Decoder, Device, ModelConfig, device};
+use sysgen_model::{Decoder, Device, ModelConfig, device, doing};
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::export::Export;
 use sysgen_train::identity::identity;
@@ -39,6 +39,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     let mut summary = Summary::new(config)?;
     if config.generate.is_some() {
         // The teacher is gone when this returns: the student never shares the device with it.
+        doing("generating");
         let generated = sysgen_data::run(config, &device)?;
         if generated.interrupted {
             tell(format_args!(
@@ -169,9 +170,11 @@ fn train(
         }
     };
     drop(untrained);
+    doing("training");
     match run.train(trainer, progress, None)? {
         Outcome::Finished(finished) => {
             summary.add_training(&finished, &data.train);
+            doing("answering the samples");
             samples::after(&mut samples, &finished.decoder, &data.chat, asked);
             summary.samples = samples;
             Ok(Some(finished.decoder))
@@ -187,6 +190,7 @@ fn train(
 }
 
 fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
+    doing("loading the model");
     Ok(match config.model.init {
         ModelInit::Pretrained => {
             tracing::info!("loading {}", config.model.path.display());
@@ -237,6 +241,7 @@ fn write_export(
     conversations: &[Vec<Message>],
     summary: &Summary,
 ) -> Result<PathBuf> {
+    doing("exporting");
     let path = config.export_path();
     let pretrained = config.model.init == ModelInit::Pretrained;
     let like: Option<&Path> = pretrained.then_some(config.model.path.as_path());

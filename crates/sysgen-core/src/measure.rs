@@ -1,0 +1,49 @@
+//! What a benchmark says of its own process.
+
+/// The most memory this process has held so far, in MiB; `None` where the system does not tell (all but Linux).
+pub fn peak_rss_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib.div_ceil(1024))
+}
+
+/// The middle one of these numbers, the upper of two; NaN of none.
+pub fn median(numbers: &[f64]) -> f64 {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The smallest of these numbers; infinity of none.
+pub fn least(numbers: &[f64]) -> f64 {
+    numbers.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// A number with so many decimals, for JSON that people read too.
+pub fn rounded(number: f64, decimals: i32) -> f64 {
+    let unit = 10_f64.powi(decimals);
+    (number * unit).round() / unit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_upper_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 3.0);
+        assert!(median(&[]).is_nan());
+        assert_eq!(least(&[3.0, 1.0]), 1.0);
+        assert_eq!(rounded(1.23456, 2), 1.23);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_has_memory() {
+        assert!(peak_rss_mib().is_some_and(|mib| mib > 0));
+    }
+}

@@ -1,0 +1,116 @@
+//! `sysgen-train bench --matmul`: matrix products alone, to see how far a step is from what its products cost.
+
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use burn::tensor::{DType, Distribution, Tensor};
+use serde_json::{Value, json};
+use sysgen_core::measure::{least, median, rounded};
+use sysgen_model::{Device, device_name};
+
+/// Products launched before the clock is read.
+const LAUNCHES: usize = 4;
+const REPEATS: usize = 5;
+
+/// `[m, k] · [n, k]ᵀ`, as a linear layer multiplies m tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Product {
+    m: usize,
+    k: usize,
+    n: usize,
+}
+
+impl FromStr for Product {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Product, String> {
+        let sizes: Option<Vec<usize>> = text
+            .split('x')
+            .map(|size| size.parse().ok().filter(|size| *size > 0))
+            .collect();
+        match sizes.as_deref() {
+            Some(&[m, k, n]) => Ok(Product { m, k, n }),
+            _ => Err(format!(
+                "`{text}` must be MxKxN, for example 4096x4096x14336"
+            )),
+        }
+    }
+}
+
+/// Number formats a product is measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    F32,
+    Bf16,
+}
+
+/// The figures of one product.
+pub(crate) fn measure(product: Product, format: Format, device: &Device) -> Result<Value> {
+    let (dtype, name) = match format {
+        Format::F32 => (DType::F32, "float32"),
+        Format::Bf16 => (DType::BF16, "bfloat16"),
+    };
+    ensure!(
+        device.supports_dtype(dtype),
+        "{} does not compute in {name}",
+        device_name(device)
+    );
+    let Product { m, k, n } = product;
+    let normal = Distribution::Normal(0.0, 1.0);
+    let x = Tensor::<2>::random([m, k], normal, device).cast(dtype);
+    let weight = Tensor::<2>::random([n, k], normal, device).cast(dtype);
+    // Outputs are kept until the clock is read, so that nothing is left out as unused.
+    let run = |launches: usize| -> Result<f64> {
+        device.sync()?;
+        let started = Instant::now();
+        let outputs: Vec<Tensor<2>> = (0..launches)
+            .map(|_| sysgen_ops::linear(x.clone(), weight.clone(), None))
+            .collect();
+        device.sync()?;
+        let seconds = started.elapsed().as_secs_f64() / launches as f64;
+        drop(outputs);
+        Ok(seconds)
+    };
+    run(2)?; // kernels are compiled and chosen
+    let seconds = (0..REPEATS)
+        .map(|_| run(LAUNCHES))
+        .collect::<Result<Vec<f64>>>()?;
+    let tflops = |seconds: f64| rounded(2.0 * (m * k * n) as f64 / seconds / 1e12, 4);
+    Ok(json!({
+        "device": device_name(device),
+        "matmul": [m, k, n],
+        "dtype": name,
+        "seconds_median": median(&seconds),
+        "tflops_median": tflops(median(&seconds)),
+        "tflops_best": tflops(least(&seconds)),
+    }))
+}
+
+/// The same for a person.
+pub(crate) fn line(figures: &Value) -> String {
+    let size = |at: usize| figures["matmul"][at].to_string();
+    format!(
+        "{} x {} x {} {} on {}: {} TFLOP/s, best {}",
+        size(0),
+        size(1),
+        size(2),
+        figures["dtype"].as_str().unwrap_or_default(),
+        figures["device"].as_str().unwrap_or_default(),
+        figures["tflops_median"],
+        figures["tflops_best"]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_is_three_sizes() {
+        assert_eq!("2x3x4".parse(), Ok(Product { m: 2, k: 3, n: 4 }));
+        for wrong in ["2x3", "2x3x", "2x0x4", "axbxc", ""] {
+            assert!(wrong.parse::<Product>().is_err(), "{wrong}");
+        }
+    }
+}
