@@ -8,9 +8,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use common::{close, numbers, tensor};
 use sysgen_ops::{
-    AdamW, AttentionShape, CachedRun, Heads, Moments, Segments, adamw_step, add_rows, attention,
-    backward, cached_attention, geglu_tanh, linear, linear_cross_entropy, reference, rms_norm,
-    rope, squared_norm, swiglu,
+    AdamW, Adapter, AttentionShape, CachedRun, Heads, Moments, Segments, adamw_step, add_rows,
+    attention, backward, cached_attention, geglu_tanh, linear, linear_cross_entropy, lora_linear,
+    reference, rms_norm, rope, squared_norm, swiglu,
 };
 
 /// Output and the gradients of all inputs, for a loss of the output weighted with fixed random numbers.
@@ -154,6 +154,33 @@ fn linear_cross_entropy_agrees() {
                 run(reference::linear_cross_entropy),
             );
         }
+    }
+}
+
+#[test]
+fn lora_linear_agrees() {
+    type Op = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>, &Adapter) -> Tensor<2>;
+    let sizes = [(1, 8, 5, 1), (7, 33, 65, 4), (129, 96, 40, 16)];
+    for (rows, input, output, rank) in sizes {
+        let run = |op: Op| {
+            let shapes: [&[usize]; 3] = [&[rows, input], &[rank, input], &[output, rank]];
+            pass(&shapes, |x| {
+                let device = x[0].device();
+                let adapter = Adapter {
+                    a: x[1].clone().reshape([rank, input]),
+                    b: x[2].clone().reshape([output, rank]),
+                    scale: 2.0,
+                };
+                let (weight, bias) = (
+                    tensor(8, [output, input], &device),
+                    tensor(9, [output], &device),
+                );
+                let x = x[0].clone().reshape([rows, input]);
+                op(x, weight, Some(bias), &adapter).reshape([rows * output])
+            })
+        };
+        let name = format!("lora_linear {rows}x{input}x{output} rank {rank}");
+        same(&name, run(lora_linear), run(reference::lora_linear));
     }
 }
 

@@ -20,6 +20,9 @@ pub struct TrainSection {
     pub per_device_train_batch_size: usize,
     /// Micro-batches per optimizer step; default 2.
     pub gradient_accumulation_steps: usize,
+    /// Whether the layers' insides are computed again going back instead of kept: less memory, a third more work, the
+    /// same numbers; default false.
+    pub gradient_checkpointing: bool,
     /// Passes over the training rows, fractions allowed; default 3.
     pub num_train_epochs: f64,
     /// Optimizer steps, 0 to follow `num_train_epochs`; default 0.
@@ -65,6 +68,7 @@ impl Default for TrainSection {
             assistant_only_loss: true,
             per_device_train_batch_size: 4,
             gradient_accumulation_steps: 2,
+            gradient_checkpointing: false,
             num_train_epochs: 3.0,
             max_steps: 0,
             learning_rate: 1e-6,

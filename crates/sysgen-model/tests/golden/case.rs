@@ -143,18 +143,25 @@ impl Case {
         }
     }
 
-    /// The mean loss of a batch as a tensor, and the loss of each token in the reference's layout.
-    pub(crate) fn loss(&self, decoder: &Decoder, batch: &str) -> (Tensor<1>, Vec<f32>) {
-        let tokens = self.tokens(batch);
+    /// Where a batch's tokens are learnt, and which they are.
+    pub(crate) fn supervised(&self, batch: &str) -> (Vec<usize>, Vec<u32>) {
+        let time = self.tokens(batch).time;
         let labels = self.integers(&format!("{batch}.labels"));
-        let supervised: Vec<usize> = (0..labels.len())
-            .filter(|at| at % tokens.time > 0 && labels[*at] >= 0)
-            .collect();
-        let targets: Vec<u32> = supervised
-            .iter()
-            .map(|at| u32::try_from(labels[*at]).unwrap())
-            .collect();
-        let hidden = decoder.hidden(&tokens);
+        (0..labels.len())
+            .filter(|at| at % time > 0 && labels[*at] >= 0)
+            .map(|at| (at, u32::try_from(labels[at]).unwrap()))
+            .unzip()
+    }
+
+    /// The losses of a batch's learnt tokens, from its hidden states.
+    pub(crate) fn losses(
+        &self,
+        batch: &str,
+        hidden: Tensor<3>,
+        head: Tensor<2>,
+        softcap: Option<f32>,
+    ) -> Tensor<1> {
+        let (supervised, targets) = self.supervised(batch);
         let [rows, time, dim] = hidden.dims();
         let before: Vec<i64> = supervised.iter().map(|at| *at as i64 - 1).collect();
         let before = Tensor::from_data(
@@ -162,14 +169,16 @@ impl Case {
             &hidden.device(),
         );
         let hidden: Tensor<2> = hidden.reshape([rows * time, dim]).select(0, before);
-        let losses = sysgen_ops::linear_cross_entropy(
-            hidden,
-            decoder.head(),
-            &targets,
-            1.0,
-            decoder.config.final_softcap,
-        );
-        let mut laid_out = vec![0.0; labels.len()];
+        sysgen_ops::linear_cross_entropy(hidden, head, &targets, 1.0, softcap)
+    }
+
+    /// The mean loss of a batch, and the loss of each token in the reference's layout.
+    pub(crate) fn loss(&self, decoder: &Decoder, batch: &str) -> (Tensor<1>, Vec<f32>) {
+        let softcap = decoder.config.final_softcap;
+        let hidden = decoder.hidden(&self.tokens(batch));
+        let losses = self.losses(batch, hidden, decoder.head(), softcap);
+        let (supervised, targets) = self.supervised(batch);
+        let mut laid_out = vec![0.0; self.tokens(batch).ids.len()];
         for (at, loss) in supervised.iter().zip(values(losses.clone())) {
             laid_out[*at] = loss;
         }
