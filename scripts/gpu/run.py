@@ -1,7 +1,7 @@
 """Runs the figures of scripts/gpu.sh one after the other, each in a process of its own with a time limit."""
 import argparse, datetime, json, os, pathlib, re, subprocess, sys, time
 
-from table import table
+from table import records, table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
@@ -115,8 +115,7 @@ def measure(figure, side, command, limit):
 def main():
     CACHE.mkdir(parents=True, exist_ok=True)
     (CACHE / "cubecl.toml").write_text('[environment]\npath = "local"\n\n[compilation]\ncache = true\n')
-    known = [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
-    finished = {(r["figure"], r["side"]) for r in known if r["status"] == "ok"}
+    finished = {(r["figure"], r["side"]) for r in records(FILE) if r["status"] == "ok"}
     begun, budget = time.monotonic(), float(os.environ.get("BUDGET", 530))
     no_torch, failed = torch_problem(), 0
     if no_torch:
@@ -129,17 +128,17 @@ def main():
             print(f"{left:.0f} s are left: the same command goes on with {figure}", flush=True)
             break
         if side == "torch" and no_torch:
-            records = [dict(status="skipped", reason=no_torch)]
+            told = [dict(status="skipped", reason=no_torch)]
         else:
-            records = measure(figure, side, command, min(left, ONE_FIGURE_S))
-            if "--recompute is not built yet" in records[0].get("reason", ""):
+            told = measure(figure, side, command, min(left, ONE_FIGURE_S))
+            if "--recompute is not built yet" in told[0].get("reason", ""):
                 command = [word for word in command if word != "--recompute"]  # the record says so: "recompute": false
-                records = measure(figure, side, command, min(left, ONE_FIGURE_S))
+                told = measure(figure, side, command, min(left, ONE_FIGURE_S))
         # The newest line of a figure counts; the file is only ever appended to.
         with FILE.open("a") as file:
-            for record in records:
+            for record in told:
                 print(json.dumps(dict(figure=figure, side=side, gpu=GPU, **record)), file=file)
-        first = records[0]
+        first = told[0]
         failed += first["status"] == "failed" and side == "sysgen"
         print(f"{figure:32} {side:7} {first['status']:8} {first.get('reason', '')}", flush=True)
     print("\n" + table(FILE))

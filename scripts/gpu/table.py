@@ -5,6 +5,17 @@ import json, pathlib, sys
 ABOUT = [("tokens_per_s_median", "tokens/s"), ("tflops_median", "TFLOP/s")]
 
 
+def records(path):
+    """The lines of a results file; one that was cut off is left out."""
+    path, found = pathlib.Path(path), []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
 def name(record):
     return record["figure"] + ("/" + "x".join(map(str, record["matmul"])) if "matmul" in record else "")
 
@@ -35,10 +46,8 @@ def cell(record):
 
 def table(path):
     """One row for each figure; of each side the newest record."""
-    path = pathlib.Path(path)
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     rows = {}
-    for record in records:
+    for record in records(path):
         rows.setdefault(name(record), {})[record["side"]] = record
     # A matmul that failed as a whole has no shape; its shapes were measured later.
     measured = {n.rsplit("/", 1)[0] for n in rows if n.count("/") == 2 and n.startswith("matmul")}
