@@ -37,6 +37,14 @@ pub fn device_name(device: &Device) -> String {
     index.map_or("cpu".into(), gpu_name)
 }
 
+/// The names of all devices of this machine, the CPU first.
+pub fn device_names() -> Vec<String> {
+    let gpus = 0..cuda_devices().len();
+    std::iter::once("cpu".into())
+        .chain(gpus.map(gpu_name))
+        .collect()
+}
+
 fn gpu_name(index: usize) -> String {
     let name = cuda::gpu(index).unwrap_or_default();
     format!("cuda:{index} ({name})")

@@ -28,7 +28,7 @@ pub use cached::Run;
 pub use config::{Activation, Biases, Family, ModelConfig, SUPPORTED, StoredDtype};
 pub use cuda::{Need, cuda_needs};
 pub use decoder::Decoder;
-pub use device::{device, device_name};
+pub use device::{device, device_name, device_names};
 pub use ids::{Ids, read_ids};
 pub use memory::{OutOfMemory, catch_out_of_memory, doing, out_of_memory};
 pub use random::Origin;

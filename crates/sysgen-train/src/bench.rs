@@ -2,7 +2,7 @@
 //!
 //! The recipe is that of `torch.optim.AdamW(model.parameters())`: everything decays, nothing is clipped.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,7 +16,7 @@ use sysgen_train::optim::Optimizer;
 use sysgen_train::trainer::Trainer;
 
 use crate::flops::{self, Method};
-use crate::matmul::{self, Format, Product};
+use crate::matmul::{self, Format, Product, dtype_name};
 use crate::workload::{self, Shape};
 
 const SETTINGS: AdamW = AdamW {
@@ -124,7 +124,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     Ok(())
 }
 
-fn step(arguments: &BenchArguments, model: &PathBuf, device: &Device) -> Result<Report> {
+fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Report> {
     if arguments.method == Method::Lora {
         bail!("--method lora is not built yet; use --method full");
     }
@@ -152,7 +152,7 @@ fn step(arguments: &BenchArguments, model: &PathBuf, device: &Device) -> Result<
     let parameters = decoder.parameters();
     let (count, dtype) = (
         parameters.iter().map(|p| p.tensor.len()).sum(),
-        format!("{:?}", decoder.head().dtype()).to_lowercase(),
+        dtype_name(decoder.head().dtype()),
     );
     let mut optimizer = Optimizer::new(&parameters, SETTINGS);
     drop(parameters);

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 use sysgen_core::tell;
-use sysgen_model::{Need, cuda_needs, device, device_name, doing};
+use sysgen_model::{Need, cuda_needs, device, device_name, device_names, doing};
 
 use crate::{golden, parity};
 
@@ -61,7 +61,7 @@ impl Figure {
     fn to_text(&self) -> String {
         let verdict = if self.is_fine() { "ok" } else { "WRONG" };
         format!(
-            "  {:<22} {:<34} {:<5} {:>9.1e} of {:>7.0e}  {verdict}",
+            "  {:<22} {:<34} {:<8} {:>8.1e} of {:>7.0e}  {verdict}",
             self.name, self.case, self.dtype, self.error, self.tolerance
         )
     }
@@ -136,6 +136,10 @@ fn machine() -> Vec<Need> {
         Need {
             name: "memory",
             found: memory.ok_or_else(unknown),
+        },
+        Need {
+            name: "devices",
+            found: Ok(device_names().join(", ")),
         },
     ];
     needs.extend(cuda_needs());

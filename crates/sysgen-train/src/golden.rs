@@ -16,6 +16,7 @@ use sysgen_train::optim::Optimizer;
 use sysgen_train::trainer::{Trainer, mean_loss};
 
 use crate::doctor::Figure;
+use crate::matmul::dtype_name;
 
 /// The largest errors that are rounding.
 struct Tolerance {
@@ -71,7 +72,7 @@ pub(crate) fn model(folder: &Path, device: &Device) -> Result<Vec<Figure>> {
         check: "golden",
         name: name.to_string_lossy().into_owned(),
         case,
-        dtype: format!("{:?}", decoder.head().dtype()).to_lowercase(),
+        dtype: dtype_name(decoder.head().dtype()),
         error,
         tolerance,
     };

@@ -45,12 +45,23 @@ pub(crate) enum Format {
     Bf16,
 }
 
+/// A number format by the name that `config.json` and PyTorch use.
+pub(crate) fn dtype_name(dtype: DType) -> String {
+    match dtype {
+        DType::F32 => "float32".into(),
+        DType::F16 => "float16".into(),
+        DType::BF16 => "bfloat16".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
 /// The figures of one product.
 pub(crate) fn measure(product: Product, format: Format, device: &Device) -> Result<Value> {
-    let (dtype, name) = match format {
-        Format::F32 => (DType::F32, "float32"),
-        Format::Bf16 => (DType::BF16, "bfloat16"),
+    let dtype = match format {
+        Format::F32 => DType::F32,
+        Format::Bf16 => DType::BF16,
     };
+    let name = dtype_name(dtype);
     ensure!(
         device.supports_dtype(dtype),
         "{} does not compute in {name}",
