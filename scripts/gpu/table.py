@@ -35,7 +35,7 @@ def cell(record):
     if unit is None:
         return f"{record['checked']} checked, {record['out_of_tolerance']} wrong"
     parts = [f"{number(record):,} {unit}"]
-    if record.get("recompute") is False:
+    if record.get("gradient_checkpointing") is False:
         parts.append("all activations kept")
     if record.get("mfu"):
         parts.append(f"MFU {100 * record['mfu']:.1f} %")

@@ -100,7 +100,7 @@ def train():
         seconds.append(clock(step))
     timed, tokens = seconds[1:], A.batch * A.seq
     mfu = {} if A.peak_tflops is None else dict(mfu=round(flops(config, tokens, A.method) / median(timed) / (A.peak_tflops * 1e12), 4))
-    say(**described, method=A.method, recompute=True, batch=[A.batch, A.seq], steps_timed=len(timed), all_step_s=[round(s, 4) for s in seconds],
+    say(**described, method=A.method, gradient_checkpointing=True, batch=[A.batch, A.seq], steps_timed=len(timed), all_step_s=[round(s, 4) for s in seconds],
         step_s_median=round(median(timed), 5), step_s_min=round(min(timed), 5), tokens_per_s_median=round(tokens / median(timed), 1),
         tokens_per_s_best=round(tokens / min(timed), 1), first_losses=losses[:4], **mfu, **memory())
 

@@ -25,11 +25,11 @@ struct Graph {
 }
 
 impl Decoder {
-    /// The loss of `tokens`, and the gradient of every parameter it depends on.
+    /// The loss of `tokens`, and the gradient of every trained parameter it depends on.
     ///
     /// `loss` gets the hidden states after the final norm `[batch, time, dim]` and the head `[vocab, dim]`, both tracked,
-    /// and returns one number. `gradients` gets the place of a parameter in [`Decoder::parameters`] and its gradient, the
-    /// last layer's first. The decoder lives on a plain (not autodiff) device. With `recompute` the layers' insides are
+    /// and returns one number. `gradients` gets the place of a parameter in [`Decoder::trainable`] and its gradient, the
+    /// last layer's first. The decoder lives on a plain (not autodiff) device. With `gradient_checkpointing` the layers' insides are
     /// not kept but computed again: less memory, a third more work, the same numbers.
     ///
     /// # Panics
@@ -37,7 +37,7 @@ impl Decoder {
     pub fn backward(
         &self,
         tokens: &Tokens,
-        recompute: bool,
+        gradient_checkpointing: bool,
         loss: impl FnOnce(Tensor<3>, Tensor<2>) -> Tensor<1>,
         mut gradients: impl FnMut(usize, Weight),
     ) -> Tensor<1> {
@@ -48,7 +48,7 @@ impl Decoder {
         let mut x = self.embed(&tokens.ids, [tokens.batch, tokens.time]);
         let mut passed = Vec::with_capacity(self.weights.layers.len());
         for (layer, window) in self.weights.layers.iter().zip(&self.config.windows) {
-            if recompute {
+            if gradient_checkpointing {
                 passed.push(Passed::Input(x.clone()));
                 x = self.layer(layer, *window, x, &plain);
             } else {
@@ -60,7 +60,11 @@ impl Decoder {
 
         let (value, mut gradient, mut table) = self.end(x, loss, &mut gradients);
         let layers = self.weights.layers.iter().zip(&self.config.windows);
-        let mut place = self.parameter_count() - 1 - usize::from(!self.config.tied);
+        let adapters = self.lora.is_some();
+        let mut place = match adapters {
+            true => self.trainable_count(),
+            false => self.trainable_count() - 1 - usize::from(!self.config.tied),
+        };
         for ((layer, window), passed) in layers.zip(passed).rev() {
             let graph = match passed {
                 Passed::Graph(graph) => graph,
@@ -79,6 +83,9 @@ impl Decoder {
             }
         }
 
+        if adapters {
+            return value;
+        }
         if let Some(scale) = self.config.embedding_scale {
             gradient = gradient.mul_scalar(scale);
         }
@@ -103,15 +110,20 @@ impl Decoder {
         gradients: &mut impl FnMut(usize, Weight),
     ) -> (Tensor<1>, Tensor<3>, Option<Tensor<2>>) {
         let x = x.autodiff().require_grad();
-        let weight = Weight::Vector(self.weights.norm.clone()).autodiff();
-        let head = self.head().autodiff().require_grad();
+        let weight = Weight::Vector(self.weights.norm.clone());
+        let head = self.head().autodiff();
+        let (weight, head) = if self.lora.is_some() {
+            (weight.untracked(), head)
+        } else {
+            (weight.autodiff(), head.require_grad())
+        };
         let Weight::Vector(norm_weight) = &weight else {
             unreachable!("made of a vector above");
         };
         let hidden = norm(&self.config, x.clone(), norm_weight);
         let value = loss(hidden, head.clone());
         let mut all = value.backward();
-        let count = self.parameter_count();
+        let count = self.trainable_count();
         let mut table = head.grad_remove(&mut all);
         if !self.config.tied
             && let Some(head) = table.take()
@@ -128,7 +140,7 @@ impl Decoder {
     }
 
     fn graph(&self, layer: &Layer, window: Option<usize>, x: Tensor<3>, scene: &Scene) -> Graph {
-        let (layer, parameters) = layer.autodiff(&self.config);
+        let (layer, parameters) = layer.autodiff(&self.config, self.lora.is_some());
         let input = x.autodiff().require_grad();
         let output = self.layer(&layer, window, input.clone(), scene);
         Graph {
@@ -138,7 +150,10 @@ impl Decoder {
         }
     }
 
-    fn parameter_count(&self) -> usize {
-        crate::names::entries(&self.config).len()
+    fn trainable_count(&self) -> usize {
+        match self.lora {
+            None => crate::names::entries(&self.config).len(),
+            Some(_) => self.trainable().len(),
+        }
     }
 }

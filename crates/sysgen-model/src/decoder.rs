@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sysgen_ops::{AttentionShape, Segments};
 
+use crate::adapters::Lora;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::layer::{Rotation, Scene, norm};
@@ -25,6 +26,8 @@ pub struct Decoder {
     /// What `config.json` says.
     pub config: ModelConfig,
     pub(crate) weights: Weights,
+    /// The adapters that are trained in place of the weights, if there are any.
+    pub(crate) lora: Option<Lora>,
 }
 
 impl Decoder {
@@ -43,7 +46,11 @@ impl Decoder {
                 Weight::from_values(checkpoint.values(&name), &shape, device)
             });
         let weights = Weights::from_list(&config, list.collect());
-        Ok(Decoder { config, weights })
+        Ok(Decoder {
+            config,
+            weights,
+            lora: None,
+        })
     }
 
     /// An untrained model: matrices normal with deviation `initializer_range`, norms that change nothing, biases 0.
@@ -61,7 +68,11 @@ impl Decoder {
                 Weight::from_values(values, &shape, device)
             });
         let weights = Weights::from_list(&config, list.collect());
-        Decoder { config, weights }
+        Decoder {
+            config,
+            weights,
+            lora: None,
+        }
     }
 
     /// The device of the weights.
@@ -135,7 +146,11 @@ impl Decoder {
             .map(|parameter| parameter.tensor)
             .collect();
         let weights = Weights::from_list(&config, list);
-        Decoder { config, weights }
+        Decoder {
+            config,
+            weights,
+            lora: None,
+        }
     }
 
     /// This decoder with other values, in the order of [`Decoder::parameters`].
@@ -175,6 +190,7 @@ impl Decoder {
         Decoder {
             weights: Weights::from_list(&self.config, list),
             config: self.config,
+            lora: None,
         }
     }
 

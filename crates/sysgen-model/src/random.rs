@@ -62,7 +62,11 @@ impl Decoder {
             _ => unreachable!("matrices have two dimensions, norms and biases one"),
         });
         let weights = Weights::from_list(&config, list.collect());
-        Decoder { config, weights }
+        Decoder {
+            config,
+            weights,
+            lora: None,
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
+use sysgen_ops::Adapter;
+
 use crate::config::ModelConfig;
 use crate::names::{Entry, entries};
 
@@ -71,6 +73,15 @@ impl Weight {
         }
     }
 
+    /// The same values on the autodiff device, without a gradient.
+    #[must_use]
+    pub(crate) fn untracked(self) -> Weight {
+        match self {
+            Weight::Vector(tensor) => Weight::Vector(tensor.autodiff()),
+            Weight::Matrix(tensor) => Weight::Matrix(tensor.autodiff()),
+        }
+    }
+
     /// The same values without autodiff.
     #[must_use]
     pub fn inner(self) -> Weight {
@@ -89,16 +100,31 @@ impl Weight {
     }
 }
 
-/// `x · weightᵀ + bias`
+/// `x · weightᵀ + bias`, and the adapter's share if there is one.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
-    weight: Tensor<2>,
+    pub(crate) weight: Tensor<2>,
     bias: Option<Tensor<1>>,
+    pub(crate) adapter: Option<Adapter>,
 }
 
 impl Linear {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        sysgen_ops::linear(x, self.weight.clone(), self.bias.clone())
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        match &self.adapter {
+            None => sysgen_ops::linear(x, weight, bias),
+            Some(adapter) => sysgen_ops::lora_linear(x, weight, bias, adapter),
+        }
+    }
+
+    /// The same on the autodiff device with only the adapter tracked, which is added to `tracked`.
+    fn autodiff_adapter(&mut self, tracked: &mut Vec<Weight>) {
+        if let Some(Adapter { a, b, .. }) = &mut self.adapter {
+            for tensor in [a, b] {
+                *tensor = tensor.clone().autodiff().require_grad();
+                tracked.push(Weight::Matrix(tensor.clone()));
+            }
+        }
     }
 }
 
@@ -186,13 +212,37 @@ impl Weights {
 }
 
 impl Layer {
-    /// The same on the autodiff device, and its parameters in the order of their names, to ask for their gradients.
-    pub(crate) fn autodiff(&self, config: &ModelConfig) -> (Layer, Vec<Weight>) {
+    /// The same on the autodiff device, and what of it is trained, in the order of the names, to ask for its gradients:
+    /// every parameter, or with adapters these alone.
+    pub(crate) fn autodiff(&self, config: &ModelConfig, adapters: bool) -> (Layer, Vec<Weight>) {
         let mut list = Vec::new();
         self.clone().into_list(&mut list);
-        let list: Vec<Weight> = list.into_iter().map(Weight::autodiff).collect();
-        let layer = Layer::from_list(config, &mut Source(list.clone().into_iter()));
-        (layer, list)
+        let place = if adapters {
+            Weight::untracked
+        } else {
+            Weight::autodiff
+        };
+        let list: Vec<Weight> = list.into_iter().map(place).collect();
+        let mut layer = Layer::from_list(config, &mut Source(list.clone().into_iter()));
+        if !adapters {
+            return (layer, list);
+        }
+        let mut tracked = Vec::new();
+        let mut source = self.clone();
+        for (linear, own) in layer.projections().into_iter().zip(source.projections()) {
+            linear.adapter = own.adapter.take();
+            linear.autodiff_adapter(&mut tracked);
+        }
+        (layer, tracked)
+    }
+
+    /// Its projections, in the order of the names.
+    pub(crate) fn projections(&mut self) -> Vec<&mut Linear> {
+        let mut all = self.qkv.linears();
+        all.push(&mut self.output);
+        all.extend(self.gate_up.linears());
+        all.push(&mut self.down);
+        all
     }
 
     fn from_list(config: &ModelConfig, list: &mut Source) -> Layer {
@@ -225,6 +275,13 @@ impl Layer {
 }
 
 impl<const N: usize> Projection<N> {
+    fn linears(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Projection::Separate(linears) => linears.iter_mut().collect(),
+            Projection::Fused(linear) => vec![linear],
+        }
+    }
+
     fn into_list(self, list: &mut Vec<Weight>) {
         match self {
             Projection::Separate(linears) => linears
@@ -268,6 +325,7 @@ impl Source {
         Linear {
             weight: self.matrix(),
             bias: bias.then(|| self.vector()),
+            adapter: None,
         }
     }
 

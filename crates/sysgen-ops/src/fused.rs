@@ -98,6 +98,17 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     }
 }
 
+/// [`values`] of a weight that has no gradient by the operation's definition.
+pub(crate) fn frozen<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    match Input::from(tensor).primitive {
+        Primitive::Plain(tensor) => tensor.to_contiguous(),
+        Primitive::Graph(tensor) => {
+            assert!(!tensor.is_tracked(), "a frozen weight asks for a gradient");
+            tensor.into_primitive().to_contiguous()
+        }
+    }
+}
+
 /// The numbers of a contiguous f32 tensor.
 pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use crate::pack::{copy, transpose};
+use crate::pack::Number;
 use crate::product::{MAX_TILE_COLUMNS, Product, Shared, TILE_ROWS};
 
 /// Multiply-adds below which waking other threads costs more than it gives.
@@ -25,15 +25,15 @@ const TASK_PANELS: usize = 4;
 
 /// A matrix by its numbers and the distances between its rows and columns.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    pub(crate) values: &'a [f32],
+pub(crate) struct Matrix<'a, T = f32> {
+    pub(crate) values: &'a [T],
     pub(crate) row: usize,
     pub(crate) column: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T: Number> Matrix<'a, T> {
     /// Row-major, `columns` wide.
-    pub(crate) fn rows(values: &'a [f32], columns: usize) -> Self {
+    pub(crate) fn rows(values: &'a [T], columns: usize) -> Self {
         Self {
             values,
             row: columns,
@@ -42,7 +42,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The transpose of a row-major matrix that is `columns` wide.
-    pub(crate) fn transposed(values: &'a [f32], columns: usize) -> Self {
+    pub(crate) fn transposed(values: &'a [T], columns: usize) -> Self {
         Self {
             values,
             row: 1,
@@ -50,7 +50,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    fn from(self, row: usize, column: usize) -> &'a [f32] {
+    fn from(self, row: usize, column: usize) -> &'a [T] {
         &self.values[row * self.row + column * self.column..]
     }
 
@@ -66,8 +66,13 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `c[m, n] += a[m, k] · b[k, n]`, on all cores when that pays.
-pub(crate) fn add_product(a: Matrix, b: Matrix, (m, n, k): (usize, usize, usize), c: &mut [f32]) {
+/// `c[m, n] += a[m, k] · b[k, n]`, on all cores when that pays. Whatever b is stored in, the product is of f32.
+pub(crate) fn add_product<T: Number>(
+    a: Matrix,
+    b: Matrix<T>,
+    (m, n, k): (usize, usize, usize),
+    c: &mut [f32],
+) {
     assert_eq!(c.len(), m * n, "product: result [m, n]");
     if m == 0 || n == 0 || k == 0 {
         return;
@@ -92,9 +97,9 @@ pub(crate) fn add_product(a: Matrix, b: Matrix, (m, n, k): (usize, usize, usize)
 ///
 /// # Safety
 /// `c` points at a whole result whose block lies inside a live allocation that nobody else touches meanwhile; a and b hold the block's rows and columns.
-pub(crate) unsafe fn block(
+pub(crate) unsafe fn block<T: Number>(
     a: Matrix,
-    b: Matrix,
+    b: Matrix<T>,
     block: Block,
     k: usize,
     c: Shared,
@@ -133,15 +138,16 @@ pub(crate) unsafe fn block(
             for from in (column..column + columns).step_by(MAX_TILE_COLUMNS) {
                 let width = (column + columns - from).min(MAX_TILE_COLUMNS);
                 let source = b.from(depth, from);
-                let (b_pointer, b_row) = if b.column == 1 && few {
-                    (source.as_ptr(), b.row)
-                } else {
-                    if b.column == 1 {
-                        copy(source, b.row, taken, width, right, MAX_TILE_COLUMNS);
-                    } else {
-                        transpose(source, b.column, width, taken, right, MAX_TILE_COLUMNS);
+                let (b_pointer, b_row) = match T::in_place(source) {
+                    Some(source) if few && b.column == 1 => (source.as_ptr(), b.row),
+                    _ => {
+                        if b.column == 1 {
+                            T::copy(source, b.row, taken, width, right, MAX_TILE_COLUMNS);
+                        } else {
+                            T::transpose(source, b.column, width, taken, right, MAX_TILE_COLUMNS);
+                        }
+                        (right.as_ptr(), MAX_TILE_COLUMNS)
                     }
-                    (right.as_ptr(), MAX_TILE_COLUMNS)
                 };
                 // SAFETY: the packed blocks hold these sizes, the caller vouches for c.
                 unsafe {
@@ -173,9 +179,9 @@ fn pack_left(a: Matrix, row: usize, rows: usize, depth: usize, taken: usize, pac
         let count = (rows - first).min(TILE_ROWS);
         let source = a.from(row + first, depth);
         if a.column == 1 {
-            transpose(source, a.row, count, taken, packed, TILE_ROWS);
+            f32::transpose(source, a.row, count, taken, packed, TILE_ROWS);
         } else {
-            copy(source, a.column, taken, count, packed, TILE_ROWS);
+            f32::copy(source, a.column, taken, count, packed, TILE_ROWS);
         }
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use common::{numbers, tensor};
 use sysgen_ops::{
     AttentionShape, Segments, attention, linear, linear_cross_entropy, rms_norm, swiglu,
@@ -30,6 +30,25 @@ fn a_row_of_linear_does_not_depend_on_the_number_of_rows() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_weight_in_bf16_gives_the_bits_of_its_f32_copy() {
+    let device = Device::flex();
+    for (rows, input, output) in [(1, 31, 5), (1, 4096, 259), (8, 192, 97), (130, 700, 64)] {
+        let x = tensor::<2>(1, [rows, input], &device);
+        let weight = tensor::<2>(2, [output, input], &device).cast(DType::BF16);
+        let wide = weight.clone().cast(DType::F32);
+        let pass = |weight: Tensor<2>| {
+            let x = x.clone().autodiff().require_grad();
+            let y = linear(x.clone(), weight.autodiff(), None);
+            let gradients = (y.clone() * tensor(3, [rows, output], &device).autodiff())
+                .sum()
+                .backward();
+            (numbers(y), numbers(x.grad(&gradients).unwrap()))
+        };
+        assert!(pass(weight) == pass(wide), "{rows}x{input}x{output}");
     }
 }
 

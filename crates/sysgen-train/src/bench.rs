@@ -5,12 +5,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use sysgen_core::measure::{least, median, peak_rss_mib, rounded};
 use sysgen_core::tell;
-use sysgen_model::{Decoder, Device, Origin, device, device_name, doing};
+use sysgen_model::{Decoder, Device, Lora, Origin, device, device_name, doing};
 use sysgen_ops::AdamW;
 use sysgen_train::optim::Optimizer;
 use sysgen_train::trainer::Trainer;
@@ -27,6 +27,12 @@ const SETTINGS: AdamW = AdamW {
     weight_decay: 0.1,
 };
 const RECIPE: &str = "AdamW lr 1e-4, betas .9/.95, eps 1e-8, wd 0.1 on ALL parameters, no clip; loss = mean over the supervised shifted tokens";
+/// On all projections; rank and alpha are those of the PyTorch side.
+const LORA: Lora = Lora {
+    rank: 16,
+    alpha: 32.0,
+    target_modules: Vec::new(),
+};
 /// Of random weights.
 const SEED: u64 = 0;
 /// Losses that are compared with PyTorch's.
@@ -60,7 +66,7 @@ pub(crate) struct BenchArguments {
     method: Method,
     /// Runs each layer again going back instead of keeping what it computed.
     #[arg(long)]
-    recompute: bool,
+    gradient_checkpointing: bool,
     /// What the device can do at best, in TFLOP/s; gives the share of it that was used.
     #[arg(long, value_name = "TFLOPS")]
     peak_tflops: Option<f64>,
@@ -87,7 +93,7 @@ struct Report {
     weights: &'static str,
     dtype: String,
     method: Method,
-    recompute: bool,
+    gradient_checkpointing: bool,
     /// Rows and tokens of a row.
     batch: [usize; 2],
     micro_batches: usize,
@@ -125,12 +131,6 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
 }
 
 fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Report> {
-    if arguments.method == Method::Lora {
-        bail!("--method lora is not built yet; use --method full");
-    }
-    if arguments.recompute {
-        bail!("--recompute is not built yet; leave it out");
-    }
     ensure!(
         arguments.steps >= 2,
         "--steps must be at least 2: the first one is not timed"
@@ -154,10 +154,15 @@ fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Rep
         parameters.iter().map(|p| p.tensor.len()).sum(),
         dtype_name(decoder.head().dtype()),
     );
-    let mut optimizer = Optimizer::new(&parameters, SETTINGS);
     drop(parameters);
+    let decoder = match arguments.method {
+        Method::Full => decoder,
+        Method::Lora => decoder.with_lora(LORA, SEED),
+    };
+    let mut optimizer = Optimizer::new(&decoder.trainable(), SETTINGS);
     optimizer.decay_vectors = true;
     let mut trainer = Trainer::new(decoder, optimizer, 0.0);
+    trainer.gradient_checkpointing = arguments.gradient_checkpointing;
 
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     let mut reserved = None;
@@ -190,7 +195,7 @@ fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Rep
         },
         dtype,
         method: arguments.method,
-        recompute: arguments.recompute,
+        gradient_checkpointing: arguments.gradient_checkpointing,
         batch: [shape.batch, shape.seq],
         micro_batches: shape.micro_batches,
         supervised_share: shape.supervised_share,

@@ -100,7 +100,7 @@ pub(crate) fn model(folder: &Path, device: &Device) -> Result<Vec<Figure>> {
         weight_decay: 0.0,
     };
     for name in ["batch_right", "packed"] {
-        let optimizer = Optimizer::new(&decoder.parameters(), settings);
+        let optimizer = Optimizer::new(&decoder.trainable(), settings);
         let mut trainer = Trainer::new(decoder.clone(), optimizer, 0.0);
         let norm = trainer.step(&[reference.batch(name)?], 0.0).grad_norm;
         let error = (norm - expected).abs() / expected;

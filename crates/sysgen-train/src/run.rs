@@ -94,8 +94,10 @@ impl Run<'_> {
 
     /// A trainer at step 0 of this model.
     pub fn start(&self, decoder: Decoder) -> Trainer {
-        let optimizer = Optimizer::new(&decoder.parameters(), self.optimizer_settings());
-        Trainer::new(decoder, optimizer, self.train.max_grad_norm)
+        let optimizer = Optimizer::new(&decoder.trainable(), self.optimizer_settings());
+        let mut trainer = Trainer::new(decoder, optimizer, self.train.max_grad_norm);
+        trainer.gradient_checkpointing = self.train.gradient_checkpointing;
+        trainer
     }
 
     /// A trainer as it was when the checkpoint was saved.
@@ -103,12 +105,14 @@ impl Run<'_> {
     /// # Errors
     /// When the checkpoint cannot be read.
     pub fn resume(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Trainer> {
-        checkpoint::load(
+        let mut trainer = checkpoint::load(
             checkpoint,
             self.optimizer_settings(),
             self.train.max_grad_norm,
             device,
-        )
+        )?;
+        trainer.gradient_checkpointing = self.train.gradient_checkpointing;
+        Ok(trainer)
     }
 
     /// Trains from `progress` to the end, or until a signal, or until `stop_after` steps are done (a test's kill).

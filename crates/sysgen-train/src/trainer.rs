@@ -18,7 +18,7 @@ pub struct Trainer {
     /// Gradients are scaled down to this global norm; 0 for no clipping.
     pub max_grad_norm: f64,
     /// Keep only the layers' inputs and compute their insides again going back.
-    pub recompute: bool,
+    pub gradient_checkpointing: bool,
 }
 
 /// What a step did.
@@ -43,7 +43,7 @@ impl Trainer {
             decoder: Some(decoder),
             optimizer,
             max_grad_norm,
-            recompute: false,
+            gradient_checkpointing: false,
         }
     }
 
@@ -75,7 +75,7 @@ impl Trainer {
             let softcap = decoder.config.final_softcap;
             losses.push(decoder.backward(
                 &batch.tokens,
-                self.recompute,
+                self.gradient_checkpointing,
                 |hidden, head| loss_sum(hidden, head, batch, weight, softcap),
                 |place, part| gradient.add(place, part),
             )); // read after all of them are on their way to the device
@@ -88,11 +88,11 @@ impl Trainer {
         let applied = supervised_tokens > 0 && loss.is_finite() && grad_norm.is_finite();
         self.decoder = Some(if applied {
             let scale = clip_coefficient(grad_norm, self.max_grad_norm);
-            let (config, parameters) = decoder.into_parameters();
+            let (frozen, parameters) = decoder.split();
             let parameters = self
                 .optimizer
                 .update(parameters, gradient, scale, learning_rate);
-            Decoder::from_parameters(config, parameters)
+            frozen.join(parameters)
         } else {
             decoder
         });

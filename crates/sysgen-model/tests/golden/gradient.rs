@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::case::{Case, GRADIENT, GRADIENT_NORM, assert_close, assert_relative, cases};
 
-fn gradients(case: &Case, batch: &str, recompute: bool) -> BTreeMap<String, Vec<f32>> {
+fn gradients(case: &Case, batch: &str, gradient_checkpointing: bool) -> BTreeMap<String, Vec<f32>> {
     let decoder = case.decoder();
     let count = case.supervised(batch).1.len();
     let softcap = decoder.config.final_softcap;
@@ -12,7 +12,7 @@ fn gradients(case: &Case, batch: &str, recompute: bool) -> BTreeMap<String, Vec<
     let names = decoder.parameters();
     decoder.backward(
         &case.tokens(batch),
-        recompute,
+        gradient_checkpointing,
         |hidden, head| {
             let losses = case.losses(batch, hidden, head, softcap);
             losses.sum().div_scalar(count as f64)

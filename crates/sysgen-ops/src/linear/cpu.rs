@@ -1,7 +1,11 @@
 //! `linear` on the CPU: one product forward, two back.
 
+use burn::tensor::bf16;
+use burn_flex::FlexTensor;
+
 use crate::fused::{Fused, Pass};
 use crate::matmul::{Matrix, add_product};
+use crate::pack::Number;
 
 /// The fused operation; inputs are x, weight and, if there is one, bias.
 #[derive(Debug)]
@@ -36,22 +40,66 @@ impl Fused for Linear {
             add_outer(pass.gradient, x, self.output, self.input, &mut results[1]);
         }
         if pass.wanted.len() == 3 && pass.wanted[2] {
-            let mut sums = vec![0.0; self.output];
-            for row in pass.gradient.chunks(self.output) {
-                for (sum, value) in sums.iter_mut().zip(row) {
-                    *sum += value;
-                }
-            }
-            results[2] = sums;
+            results[2] = column_sums(pass.gradient, self.output);
         }
         results
     }
 }
 
+/// [`Linear`] with a frozen weight that is kept in bf16; inputs are x and, if there is one, bias.
+#[derive(Debug)]
+pub(super) struct LinearBf16 {
+    pub(super) input: usize,
+    pub(super) output: usize,
+    pub(super) weight: FlexTensor,
+}
+
+impl LinearBf16 {
+    fn weight(&self) -> &[bf16] {
+        self.weight
+            .as_slice()
+            .expect("contiguous bf16, as `linear` made sure")
+    }
+}
+
+impl Fused for LinearBf16 {
+    fn forward(&self, inputs: &[&[f32]], _wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let bias = inputs.get(1).copied();
+        let y = project(inputs[0], self.weight(), bias, self.input, self.output);
+        (y, Vec::new())
+    }
+
+    fn keeps_input(&self, _index: usize, _wanted: &[bool]) -> bool {
+        false
+    }
+
+    fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
+        let mut results = vec![Vec::new(); pass.inputs.len()];
+        if pass.wanted[0] {
+            results[0] = times_weight(pass.gradient, self.weight(), self.input, self.output);
+        }
+        if pass.wanted.len() == 2 && pass.wanted[1] {
+            results[1] = column_sums(pass.gradient, self.output);
+        }
+        results
+    }
+}
+
+/// The gradient of a bias: the sum over all rows.
+fn column_sums(gradient: &[f32], output: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; output];
+    for row in gradient.chunks(output) {
+        for (sum, value) in sums.iter_mut().zip(row) {
+            *sum += value;
+        }
+    }
+    sums
+}
+
 /// `x[rows, input] · weight[output, input]ᵀ + bias`; a row's bits depend on that row alone.
-pub(crate) fn project(
+pub(crate) fn project<T: Number>(
     x: &[f32],
-    weight: &[f32],
+    weight: &[T],
     bias: Option<&[f32]>,
     input: usize,
     output: usize,
@@ -73,9 +121,9 @@ pub(crate) fn project(
 }
 
 /// `gradient[rows, output] · weight[output, input]`.
-pub(crate) fn times_weight(
+pub(crate) fn times_weight<T: Number>(
     gradient: &[f32],
-    weight: &[f32],
+    weight: &[T],
     input: usize,
     output: usize,
 ) -> Vec<f32> {

@@ -2,13 +2,14 @@
 
 pub(crate) mod cpu;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::fused;
 
 /// Projects the last dimension of `x`.
 ///
-/// A row's result does not depend, to the bit, on how many rows `x` has (CPU).
+/// A row's result does not depend, to the bit, on how many rows `x` has (CPU). A weight in bf16 beside an f32 `x` is read
+/// as it is, half the memory and the same numbers as its f32 copy; it is frozen.
 ///
 /// # Shapes
 /// * `x`: `[.., in]`, `weight`: `[out, in]`, `bias`: `[out]`
@@ -29,6 +30,18 @@ pub fn linear<const D: usize>(
         "linear: x [.., in] and weight [out, in]"
     );
     shape[D - 1] = output;
+    if weight.dtype() == DType::BF16 {
+        let weight = fused::frozen(weight);
+        let op = cpu::LinearBf16 {
+            input,
+            output,
+            weight,
+        };
+        return match bias {
+            None => fused::apply(op, [x.into()], shape),
+            Some(bias) => fused::apply(op, [x.into(), bias.into()], shape),
+        };
+    }
     let op = cpu::Linear { input, output };
     match bias {
         None => fused::apply(op, [x.into(), weight.into()], shape),
@@ -46,6 +59,7 @@ pub fn reference<const D: usize>(
     let input = dims[D - 1];
     let rows: usize = dims[..D - 1].iter().product();
     let [output, _] = weight.dims();
+    let weight = weight.cast(x.dtype());
     let mut y = x.reshape([rows, input]).matmul(weight.transpose());
     if let Some(bias) = bias {
         y = y + bias.reshape([1, output]);

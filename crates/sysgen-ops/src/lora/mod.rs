@@ -53,8 +53,8 @@ pub fn lora_linear<const D: usize>(
         output,
         rank,
         scale: adapter.scale,
-        weight: fused::values(weight),
-        bias: bias.map(fused::values),
+        weight: fused::frozen(weight),
+        bias: bias.map(fused::frozen),
     };
     let inputs = [x.into(), adapter.a.clone().into(), adapter.b.clone().into()];
     fused::apply(op, inputs, shape)

@@ -17,22 +17,23 @@ use sysgen_train::schedule::Schedule;
 use sysgen_train::trainer::{Trainer, mean_loss};
 
 /// Absolute, on the loss of a step and of the evaluation.
-const LOSS: f64 = 2e-5;
+pub(crate) const LOSS: f64 = 2e-5;
 /// Relative, on the gradient norm before clipping.
-const GRAD_NORM: f64 = 1e-4;
+pub(crate) const GRAD_NORM: f64 = 1e-4;
 /// Absolute, on parameters and logits after the last step.
-const FINAL: f32 = 1e-4;
+pub(crate) const FINAL: f32 = 1e-4;
 /// Absolute, between a step in one micro-batch and the same in one row each.
 const MICRO_BATCHING: f64 = 1e-6;
 
-struct Golden {
-    name: String,
+pub(crate) struct Golden {
+    pub(crate) name: String,
     base: PathBuf,
-    json: Value,
+    pub(crate) folder: PathBuf,
+    pub(crate) json: Value,
     bytes: Vec<u8>,
 }
 
-fn cases() -> Vec<Golden> {
+pub(crate) fn cases() -> Vec<Golden> {
     let root = std::env::var_os("SYSGEN_GOLDEN").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
         PathBuf::from,
@@ -54,6 +55,7 @@ fn cases() -> Vec<Golden> {
                 json: serde_json::from_slice(&std::fs::read(path.join("train.json")).unwrap())
                     .unwrap(),
                 bytes: std::fs::read(path.join("train.safetensors")).unwrap(),
+                folder: path,
                 name,
             }
         })
@@ -79,7 +81,7 @@ impl Golden {
     }
 
     /// The rows of every step as examples: an ignored label is a token that is not learnt.
-    fn steps(&self) -> Vec<Vec<Example>> {
+    pub(crate) fn steps(&self) -> Vec<Vec<Example>> {
         let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
         let (ids, shape) = self.integers(&tensors, "batches.input_ids");
         let (attended, _) = self.integers(&tensors, "batches.attention_mask");
@@ -111,9 +113,13 @@ impl Golden {
             .collect()
     }
 
-    fn trainer(&self) -> Trainer {
+    pub(crate) fn decoder(&self) -> Decoder {
+        Decoder::load(&self.base, &Device::flex()).unwrap()
+    }
+
+    /// A trainer of what of `decoder` is trained.
+    pub(crate) fn trainer(&self, decoder: Decoder) -> Trainer {
         let recipe = &self.json["recipe"];
-        let decoder = Decoder::load(&self.base, &Device::flex()).unwrap();
         let settings = AdamW {
             learning_rate: 0.0,
             beta1: recipe["betas"][0].as_f64().unwrap(),
@@ -121,11 +127,11 @@ impl Golden {
             epsilon: recipe["eps"].as_f64().unwrap(),
             weight_decay: recipe["weight_decay"].as_f64().unwrap(),
         };
-        let optimizer = Optimizer::new(&decoder.parameters(), settings);
+        let optimizer = Optimizer::new(&decoder.trainable(), settings);
         Trainer::new(decoder, optimizer, 1.0)
     }
 
-    fn schedule(&self) -> Schedule {
+    pub(crate) fn schedule(&self) -> Schedule {
         let recipe = &self.json["recipe"];
         Schedule {
             peak: recipe["lr"].as_f64().unwrap(),
@@ -137,7 +143,11 @@ impl Golden {
 }
 
 /// `rows_in_row`: how many sequences share a packed row; `rows_in_batch`: packed rows in a micro-batch.
-fn micro_batches(examples: &[Example], rows_in_row: usize, rows_in_batch: usize) -> Vec<Batch> {
+pub(crate) fn micro_batches(
+    examples: &[Example],
+    rows_in_row: usize,
+    rows_in_batch: usize,
+) -> Vec<Batch> {
     let order: Vec<usize> = (0..examples.len()).collect();
     let rows: Vec<Vec<usize>> = order.chunks(rows_in_row).map(<[usize]>::to_vec).collect();
     rows.chunks(rows_in_batch)
@@ -145,7 +155,7 @@ fn micro_batches(examples: &[Example], rows_in_row: usize, rows_in_batch: usize)
         .collect()
 }
 
-fn close(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn close(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter()
         .zip(b)
@@ -156,7 +166,11 @@ fn close(a: &[f32], b: &[f32]) -> f32 {
 #[test]
 fn golden_twenty_steps_follow_the_curve_of_pytorch() {
     for golden in cases() {
-        let (mut trainer, schedule, steps) = (golden.trainer(), golden.schedule(), golden.steps());
+        let (mut trainer, schedule, steps) = (
+            golden.trainer(golden.decoder()),
+            golden.schedule(),
+            golden.steps(),
+        );
         let expected = golden.json["full"]["steps"].as_array().unwrap();
         for (step, (rows, expected)) in steps.iter().zip(expected).enumerate() {
             let learning_rate = schedule.learning_rate(step);
@@ -247,7 +261,7 @@ fn golden_how_a_step_is_cut_into_micro_batches_does_not_change_it() {
     for golden in cases() {
         let steps = golden.steps();
         let curve = |rows_in_row: usize, rows_in_batch: usize| -> Vec<(f64, f64)> {
-            let mut trainer = golden.trainer();
+            let mut trainer = golden.trainer(golden.decoder());
             let schedule = golden.schedule();
             let step = |(step, rows): (usize, &Vec<Example>)| {
                 let report = trainer.step(

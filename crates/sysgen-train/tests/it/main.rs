@@ -7,5 +7,6 @@ mod export;
 mod fixture;
 mod gate;
 mod golden;
+mod lora;
 mod resume;
 mod step;
