@@ -115,6 +115,8 @@ def measure(figure, side, command, limit):
 def main():
     CACHE.mkdir(parents=True, exist_ok=True)
     (CACHE / "cubecl.toml").write_text('[environment]\npath = "local"\n\n[compilation]\ncache = true\n')
+    if FILE.exists() and not FILE.read_text().endswith("\n"):
+        FILE.open("a").write("\n")  # the last line was cut off
     finished = {(r["figure"], r["side"]) for r in records(FILE) if r["status"] == "ok"}
     begun, budget = time.monotonic(), float(os.environ.get("BUDGET", 530))
     no_torch, failed = torch_problem(), 0
