@@ -1,6 +1,7 @@
 //! The words every SysGen crate shares: messages, source rows, the run's config, and files that are
 //! either whole or absent. Nothing here knows of tokens, tensors or models.
 
+pub mod allocator;
 pub mod message;
 pub mod record;
 

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Tensors come and go every step: an allocator that keeps its pages is much faster here than glibc's.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: sysgen_core::allocator::MiMalloc = sysgen_core::allocator::MiMalloc;
 
 /// Characters of a text shown in a sample.
 const SHOWN: usize = 400;
@@ -72,6 +72,7 @@ struct RunArguments {
 }
 
 fn main() -> ExitCode {
+    sysgen_core::allocator::keep_freed_memory();
     let arguments = Arguments::parse();
     let result = match (&arguments.command, &arguments.run) {
         (Some(Command::Bench(arguments)), _) => {

@@ -77,12 +77,24 @@ pub(crate) fn add_product<T: Number>(
     if m == 0 || n == 0 || k == 0 {
         return;
     }
+    // SAFETY: c is [m, n].
+    unsafe { run(a, b, (m, n, k), Shared(c.as_mut_ptr()), true) }
+}
+
+/// # Safety
+/// `c` points at `[m, n]` numbers of a live allocation that nobody else touches meanwhile; no size is 0.
+unsafe fn run<T: Number>(
+    a: Matrix,
+    b: Matrix<T>,
+    (m, n, k): (usize, usize, usize),
+    c: Shared,
+    accumulate: bool,
+) {
     a.assert_holds(m, k, "left [m, k]");
     b.assert_holds(k, n, "right [k, n]");
-    let c = Shared(c.as_mut_ptr());
     let plan = Plan::new(m, n, k);
     // SAFETY: c is [m, n] and tasks own disjoint blocks of it; a and b were checked above.
-    let task = |index: usize| unsafe { block(a, b, plan.block(index), k, c, n, true) };
+    let task = |index: usize| unsafe { block(a, b, plan.block(index), k, c, n, accumulate) };
     if m * n * k < PARALLEL_WORK || rayon::current_num_threads() == 1 {
         (0..plan.tasks()).for_each(task);
     } else {
@@ -91,6 +103,25 @@ pub(crate) fn add_product<T: Number>(
             .with_max_len(1)
             .for_each(task);
     }
+}
+
+/// `a[m, k] · b[k, n]`, as [`add_product`] makes it, in memory that nobody had to fill with zeros.
+pub(crate) fn product<T: Number>(
+    a: Matrix,
+    b: Matrix<T>,
+    (m, n, k): (usize, usize, usize),
+) -> Vec<f32> {
+    if m == 0 || n == 0 || k == 0 {
+        return vec![0.0; m * n];
+    }
+    let mut c = Vec::with_capacity(m * n);
+    let target = Shared(c.spare_capacity_mut().as_mut_ptr().cast());
+    // SAFETY: the capacity is [m, n], and all of it has been written when this returns.
+    unsafe {
+        run(a, b, (m, n, k), target, false);
+        c.set_len(m * n);
+    }
+    c
 }
 
 /// `c += a · b`, or `=` without `accumulate`, for one block of c on this thread; rows of c are `c_row` numbers apart.

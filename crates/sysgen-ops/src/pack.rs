@@ -74,6 +74,9 @@ impl Number for f32 {
         packed: &mut [f32],
         packed_row: usize,
     ) {
+        if columns == 16 && packed_row == 16 {
+            return copy_sixteen(source, stride, depth, packed);
+        }
         for (k, packed) in packed.chunks_exact_mut(packed_row).take(depth).enumerate() {
             packed[..columns].copy_from_slice(&source[k * stride..][..columns]);
         }
@@ -144,6 +147,15 @@ impl Number for bf16 {
 }
 
 vectorised! {
+    /// One cache line of each row: a call of `memcpy` for each would cost more than the copy.
+    fn copy_sixteen(source: &[f32], stride: usize, depth: usize, packed: &mut [f32]) {
+        for (k, packed) in packed.as_chunks_mut::<16>().0.iter_mut().take(depth).enumerate() {
+            *packed = *source[k * stride..]
+                .first_chunk::<16>()
+                .expect("sixteen columns of every row");
+        }
+    }
+
     fn widen(source: &[bf16], wide: &mut [f32]) {
         for (wide, x) in wide.iter_mut().zip(source) {
             *wide = f32::from_bits(u32::from(x.to_bits()) << 16);

@@ -4,7 +4,7 @@ use burn::tensor::bf16;
 use burn_flex::FlexTensor;
 
 use crate::fused::{Fused, Pass};
-use crate::matmul::{Matrix, add_product};
+use crate::matmul::{Matrix, add_product, product};
 use crate::pack::Number;
 
 /// The fused operation; inputs are x, weight and, if there is one, bias.
@@ -36,8 +36,7 @@ impl Fused for Linear {
             results[0] = times_weight(pass.gradient, weight, self.input, self.output);
         }
         if pass.wanted[1] {
-            results[1] = vec![0.0; self.output * self.input];
-            add_outer(pass.gradient, x, self.output, self.input, &mut results[1]);
+            results[1] = outer(pass.gradient, x, self.output, self.input);
         }
         if pass.wanted.len() == 3 && pass.wanted[2] {
             results[2] = column_sums(pass.gradient, self.output);
@@ -106,17 +105,14 @@ pub(crate) fn project<T: Number>(
 ) -> Vec<f32> {
     assert_eq!(weight.len(), input * output, "linear: weight [out, in]");
     let rows = x.len() / input.max(1);
-    let mut y = vec![0.0; rows * output];
-    if let Some(bias) = bias {
-        assert_eq!(bias.len(), output, "linear: bias [out]");
-        y.chunks_mut(output).for_each(|y| y.copy_from_slice(bias));
-    }
-    add_product(
-        Matrix::rows(x, input),
-        Matrix::transposed(weight, input),
-        (rows, output, input),
-        &mut y,
-    );
+    let (a, b) = (Matrix::rows(x, input), Matrix::transposed(weight, input));
+    let size = (rows, output, input);
+    let Some(bias) = bias else {
+        return product(a, b, size);
+    };
+    assert_eq!(bias.len(), output, "linear: bias [out]");
+    let mut y = bias.repeat(rows);
+    add_product(a, b, size, &mut y);
     y
 }
 
@@ -128,23 +124,15 @@ pub(crate) fn times_weight<T: Number>(
     output: usize,
 ) -> Vec<f32> {
     let rows = gradient.len() / output.max(1);
-    let mut result = vec![0.0; rows * input];
-    add_product(
+    product(
         Matrix::rows(gradient, output),
         Matrix::rows(weight, input),
         (rows, input, output),
-        &mut result,
-    );
-    result
+    )
 }
 
-/// `result[m, n] += aᵀ · b` for `a[rows, m]` and `b[rows, n]`.
-pub(crate) fn add_outer(a: &[f32], b: &[f32], m: usize, n: usize, result: &mut [f32]) {
+/// `aᵀ · b` for `a[rows, m]` and `b[rows, n]`: `[m, n]`.
+pub(crate) fn outer(a: &[f32], b: &[f32], m: usize, n: usize) -> Vec<f32> {
     let rows = a.len() / m.max(1);
-    add_product(
-        Matrix::transposed(a, m),
-        Matrix::rows(b, n),
-        (m, n, rows),
-        result,
-    );
+    product(Matrix::transposed(a, m), Matrix::rows(b, n), (m, n, rows))
 }

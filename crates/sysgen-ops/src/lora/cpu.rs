@@ -3,7 +3,7 @@
 use burn_flex::FlexTensor;
 
 use crate::fused::{Fused, Pass, slice};
-use crate::linear::cpu::{add_outer, project, times_weight};
+use crate::linear::cpu::{outer, project, times_weight};
 use crate::matmul::{Matrix, add_product};
 use crate::simd::scale;
 
@@ -52,12 +52,10 @@ impl Fused for LoraLinear {
             results[0] = dx;
         }
         if pass.wanted[1] {
-            results[1] = vec![0.0; rank * input];
-            add_outer(&d_down, x, rank, input, &mut results[1]);
+            results[1] = outer(&d_down, x, rank, input);
         }
         if pass.wanted[2] {
-            results[2] = vec![0.0; output * rank];
-            add_outer(gradient, &pass.saved[0], output, rank, &mut results[2]);
+            results[2] = outer(gradient, &pass.saved[0], output, rank);
         }
         results
     }
