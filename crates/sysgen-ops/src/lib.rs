@@ -6,10 +6,16 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+#[cfg(feature = "cube")]
+mod device;
 mod fused;
 mod gated;
+#[cfg(feature = "cube")]
+mod launch;
 mod linear;
 mod product;
+#[cfg(feature = "cube")]
+mod reductions;
 mod rms_norm;
 mod rope;
 mod simd;
