@@ -1,9 +1,15 @@
 //! Head projection and cross-entropy in one operation, so that the logits of a batch never exist at once.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
+#[cfg(feature = "cube")]
+mod kernels;
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
 
 /// The loss `logsumexp(l) − l[target]` of each position, `l = hidden · headᵀ`, soft-capped as `c · tanh(l / c)` if asked.
@@ -19,9 +25,6 @@ pub fn linear_cross_entropy(
     targets: &[u32],
     softcap: Option<f32>,
 ) -> Tensor<1> {
-    if !fused::serves(&hidden) {
-        return reference(hidden, head, targets, softcap);
-    }
     let [positions, dim] = hidden.dims();
     let [vocab, head_dim] = head.dims();
     assert_eq!(
@@ -33,6 +36,15 @@ pub fn linear_cross_entropy(
         targets.iter().all(|&id| (id as usize) < vocab),
         "a target id is outside the vocabulary of {vocab}"
     );
+    #[cfg(feature = "cube")]
+    if device::serves(&hidden) {
+        let targets = targets.to_vec();
+        let op = cuda::LinearCrossEntropy { targets, softcap };
+        return device::apply(op, [hidden.into(), head.into()]);
+    }
+    if !fused::serves(&hidden) {
+        return reference(hidden, head, targets, softcap);
+    }
     let op = cpu::LinearCrossEntropy {
         targets: targets.to_vec(),
         dim,
