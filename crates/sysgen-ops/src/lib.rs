@@ -13,6 +13,7 @@ mod gated;
 #[cfg(feature = "cube")]
 mod launch;
 mod linear;
+pub mod parity;
 mod product;
 #[cfg(feature = "cube")]
 mod reductions;
