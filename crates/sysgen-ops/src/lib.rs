@@ -22,7 +22,10 @@ mod rope;
 mod simd;
 
 pub use adamw::{AdamW, Moments, adamw_step, squared_norm};
-pub use attention::{AttentionShape, CachedRun, Heads, Segments, attention, cached_attention};
+pub use attention::{
+    AttentionShape, CachedPosition, CachedRun, Heads, Segments, attention, cached_attention,
+    decode_attention,
+};
 pub use cross_entropy::linear_cross_entropy;
 pub use gated::{geglu_tanh, swiglu};
 pub use linear::linear;

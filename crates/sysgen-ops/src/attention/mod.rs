@@ -8,6 +8,7 @@ mod cached;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cuda;
+mod decode;
 #[cfg(feature = "cube")]
 mod flash;
 
@@ -20,6 +21,7 @@ use crate::device;
 use crate::fused;
 
 pub use cached::{CachedRun, Heads, cached_attention};
+pub use decode::{CachedPosition, decode_attention};
 
 /// How scores are made and which keys are in reach.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 
 use super::{Bench, numbers};
-use crate::{AdamW, AttentionShape, Moments, Segments};
+use crate::{AdamW, AttentionShape, CachedPosition, Moments, Segments};
 
 pub(super) fn rms_norm(bench: &mut Bench) {
     for (rows, dim) in [(1, 1), (7, 33), (64, 20), (129, 288), (300, 1024)] {
@@ -161,6 +161,37 @@ pub(super) fn attention(bench: &mut Bench) {
                     )
                 });
             }
+        }
+    }
+}
+
+pub(super) fn decode_attention(bench: &mut Bench) {
+    let (sequences, capacity) = (3, 131);
+    let positions: Vec<CachedPosition> = [(0, 0), (2, 6), (1, 63), (2, 129), (0, 130)]
+        .map(|(sequence, position)| CachedPosition { sequence, position })
+        .into();
+    let options = [(None, None), (Some(1), None), (Some(50), Some(2.0))];
+    for (heads, kv_heads, size) in [(1, 1, 20), (4, 2, 32), (3, 1, 80), (8, 2, 128), (8, 1, 256)] {
+        for (window, softcap) in options {
+            let shape = AttentionShape {
+                scale: 1.0 / (size as f32).sqrt(),
+                window,
+                softcap,
+            };
+            let attended = |device: Device, dtype| {
+                let cache = [sequences, capacity, kv_heads, size];
+                numbers(crate::decode_attention(
+                    bench.tensor(1, [positions.len(), heads, size], &device, dtype),
+                    bench.tensor(2, cache, &device, dtype),
+                    bench.tensor(3, cache, &device, dtype),
+                    &positions,
+                    shape,
+                ))
+            };
+            let ours = attended(bench.device.clone(), bench.dtype);
+            let exact = attended(Device::flex(), burn::tensor::DType::F32);
+            let case = format!("{heads}/{kv_heads}x{size}, window {window:?}, softcap {softcap:?}");
+            bench.record(case, &ours, &exact);
         }
     }
 }

@@ -17,6 +17,7 @@ const OPERATIONS: &[(&str, fn(&mut Bench))] = &[
     ("linear", cases::linear),
     ("linear_cross_entropy", cases::linear_cross_entropy),
     ("attention", cases::attention),
+    ("decode_attention", cases::decode_attention),
     ("adamw_step", cases::adamw_step),
     ("squared_norm", cases::squared_norm),
 ];
