@@ -7,20 +7,30 @@ mod adamw;
 mod attention;
 mod backward;
 mod cross_entropy;
+#[cfg(feature = "cube")]
+mod device;
 mod fused;
 mod gated;
+#[cfg(feature = "cube")]
+mod launch;
 mod linear;
 mod lora;
 mod matmul;
 mod pack;
+pub mod parity;
 mod product;
+#[cfg(feature = "cube")]
+mod reductions;
 mod rms_norm;
 mod rope;
 mod rows;
 mod simd;
 
 pub use adamw::{AdamW, Moments, adamw_step, squared_norm};
-pub use attention::{AttentionShape, CachedRun, Heads, Segments, attention, cached_attention};
+pub use attention::{
+    AttentionShape, CachedPosition, CachedRun, Heads, Segments, attention, cached_attention,
+    decode_attention,
+};
 pub use backward::backward;
 pub use cross_entropy::linear_cross_entropy;
 pub use gated::{geglu_tanh, swiglu};

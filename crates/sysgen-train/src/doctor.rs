@@ -97,7 +97,7 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<()> {
     doing("checking ops");
     match parity::ops(&device) {
         Some(figures) => show(figures),
-        None => say("  not checked: this build has nothing to compare them with".into()),
+        None => say("  not checked: the CPU is what other devices are held against".into()),
     }
     say(format!("\nModels on {name}, against PyTorch"));
     doing("checking models");

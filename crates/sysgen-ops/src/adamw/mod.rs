@@ -1,9 +1,13 @@
 //! The AdamW step (decoupled weight decay) and the squared norm used for clipping.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
 
 /// What every parameter shares in one optimizer step.
@@ -31,11 +35,12 @@ pub struct Moments<const D: usize> {
 }
 
 impl<const D: usize> Moments<D> {
-    /// Zeros in the shape, and on the device, of a parameter.
+    /// Zeros in the shape, and on the device, of a parameter; f32 whatever its dtype.
     pub fn zeros_like(parameter: &Tensor<D>) -> Self {
+        let zeros = || parameter.zeros_like().cast(DType::F32);
         Self {
-            first: parameter.zeros_like(),
-            second: parameter.zeros_like(),
+            first: zeros(),
+            second: zeros(),
         }
     }
 }
@@ -50,9 +55,6 @@ pub fn adamw_step<const D: usize>(
     settings: &AdamW,
     step: u64,
 ) -> (Tensor<D>, Moments<D>) {
-    if !fused::serves(&parameter) {
-        return reference(parameter, gradient, moments, settings, step);
-    }
     let shape = parameter.dims();
     assert_eq!(
         shape,
@@ -64,6 +66,17 @@ pub fn adamw_step<const D: usize>(
         moments.first.dims(),
         "adamw_step: moments for every number"
     );
+    #[cfg(feature = "cube")]
+    if device::serves(&parameter) {
+        let moments = [moments.first, moments.second].map(device::primitive);
+        let (parameter, gradient) = (device::primitive(parameter), device::primitive(gradient));
+        let (parameter, moments) = cuda::step(parameter, gradient, moments, settings, step);
+        let [first, second] = moments.map(device::plain);
+        return (device::plain(parameter), Moments { first, second });
+    }
+    if !fused::serves(&parameter) {
+        return reference(parameter, gradient, moments, settings, step);
+    }
     let gradient = fused::values(gradient);
     let mut parameter = fused::writable(parameter);
     let mut first = fused::writable(moments.first);
@@ -85,6 +98,10 @@ pub fn adamw_step<const D: usize>(
 
 /// The sum of all squares, in f64.
 pub fn squared_norm<const D: usize>(tensor: &Tensor<D>) -> f64 {
+    #[cfg(feature = "cube")]
+    if device::serves(tensor) {
+        return cuda::squared_norm(device::primitive(tensor.clone()));
+    }
     if fused::serves(tensor) {
         return cpu::squared_norm(fused::slice(&fused::values(tensor.clone())));
     }

@@ -2,16 +2,26 @@
 //!
 //! [`attention`] is for training (whole rows), [`cached_attention`] for decoding over a KV cache on the host.
 
+#[cfg(feature = "cube")]
+mod block;
 mod cached;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
+mod decode;
+#[cfg(feature = "cube")]
+mod flash;
 
 use std::sync::Arc;
 
 use burn::tensor::{Bool, Tensor, TensorData, activation};
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
 
 pub use cached::{CachedRun, Heads, cached_attention};
+pub use decode::{CachedPosition, decode_attention};
 
 /// How scores are made and which keys are in reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,6 +95,11 @@ pub fn attention(
         (batch, time),
         "attention: segments [batch, time]"
     );
+    #[cfg(feature = "cube")]
+    if device::serves(&q) {
+        let op = cuda::Attention::new(&q, &k, segments, shape);
+        return device::apply(op, [q.into(), k.into(), v.into()]);
+    }
     if !fused::serves(&q) {
         return reference(q, k, v, segments, shape);
     }

@@ -1,10 +1,16 @@
 //! Head projection and cross-entropy in one operation, so that the logits of a batch never exist at once.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
+#[cfg(feature = "cube")]
+mod kernels;
 mod rows;
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
 
 /// The loss `logsumexp(l) − l[target]` of each position times `weight`, where `l = hidden · headᵀ`, soft-capped as
@@ -23,9 +29,6 @@ pub fn linear_cross_entropy(
     weight: f32,
     softcap: Option<f32>,
 ) -> Tensor<1> {
-    if !fused::serves(&hidden) {
-        return reference(hidden, head, targets, weight, softcap);
-    }
     let [positions, dim] = hidden.dims();
     let [vocab, head_dim] = head.dims();
     assert_eq!(
@@ -37,6 +40,15 @@ pub fn linear_cross_entropy(
         targets.iter().all(|&id| (id as usize) < vocab),
         "a target id is outside the vocabulary of {vocab}"
     );
+    #[cfg(feature = "cube")]
+    if device::serves(&hidden) {
+        let targets = targets.to_vec();
+        let op = cuda::LinearCrossEntropy { targets, softcap };
+        return device::apply(op, [hidden.into(), head.into()]).mul_scalar(weight);
+    }
+    if !fused::serves(&hidden) {
+        return reference(hidden, head, targets, weight, softcap);
+    }
     let op = cpu::LinearCrossEntropy {
         targets: targets.to_vec(),
         dim,

@@ -1,9 +1,13 @@
 //! The gated activations between a decoder's up and down projections.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
 
 use burn::tensor::{Tensor, activation};
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
 
 /// `silu(gate) · up`, elementwise (Llama, Qwen2, Phi-4).
@@ -30,6 +34,14 @@ fn gated<const D: usize>(
 ) -> Tensor<D> {
     let shape = gate.dims();
     assert_eq!(shape, up.dims(), "gate and up have one shape");
+    #[cfg(feature = "cube")]
+    if device::serves(&gate) {
+        let op = match op {
+            cpu::Gated::Silu => cuda::Gated::Silu,
+            cpu::Gated::GeluTanh => cuda::Gated::GeluTanh,
+        };
+        return device::apply(op, [gate.into(), up.into()]);
+    }
     if fused::serves(&gate) {
         fused::apply(op, [gate.into(), up.into()], shape)
     } else {

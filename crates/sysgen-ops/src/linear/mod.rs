@@ -1,9 +1,13 @@
 //! `x · Wᵀ + b` with the weight as Hugging Face stores it, `[out, in]`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
 
 use burn::tensor::{DType, Tensor};
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
 
 /// Projects the last dimension of `x`.
@@ -19,9 +23,6 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    if !fused::serves(&x) {
-        return reference(x, weight, bias);
-    }
     let mut shape = x.dims();
     let [output, input] = weight.dims();
     assert_eq!(
@@ -30,6 +31,17 @@ pub fn linear<const D: usize>(
         "linear: x [.., in] and weight [out, in]"
     );
     shape[D - 1] = output;
+    #[cfg(feature = "cube")]
+    if device::serves(&x) {
+        let op = cuda::Linear { input, output };
+        return match bias {
+            None => device::apply(op, [x.into(), weight.into()]),
+            Some(bias) => device::apply(op, [x.into(), weight.into(), bias.into()]),
+        };
+    }
+    if !fused::serves(&x) {
+        return reference(x, weight, bias);
+    }
     if weight.dtype() == DType::BF16 {
         let weight = fused::frozen(weight);
         let op = cpu::LinearBf16 {

@@ -6,6 +6,8 @@ mod cpu;
 use burn::tensor::Tensor;
 
 use crate::fused;
+#[cfg(feature = "cube")]
+use crate::linear;
 use crate::linear::reference as plain;
 
 /// The low-rank update of one projection.
@@ -44,6 +46,11 @@ pub fn lora_linear<const D: usize>(
         [output, rank],
         "lora_linear: b [out, rank]"
     );
+    #[cfg(feature = "cube")]
+    if crate::device::serves(&x) {
+        let down = linear(x.clone(), adapter.a.clone(), None).mul_scalar(adapter.scale);
+        return linear(x, weight, bias) + linear(down, adapter.b.clone(), None);
+    }
     if !fused::serves(&x) {
         return reference(x, weight, bias, adapter);
     }

@@ -1,9 +1,13 @@
 //! Root-mean-square normalisation over the last dimension, in f32.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
 
 /// `x / sqrt(mean(x²) + eps) · w`, or `· (1 + w)` with `plus_one` (Gemma).
@@ -17,19 +21,23 @@ pub fn rms_norm<const D: usize>(
     eps: f64,
     plus_one: bool,
 ) -> Tensor<D> {
-    if !fused::serves(&x) {
-        return reference(x, weight, eps, plus_one);
-    }
     let shape = x.dims();
     assert_eq!(
         [shape[D - 1]],
         weight.dims(),
         "rms_norm: one weight for each number"
     );
-    let op = cpu::RmsNorm {
-        eps: eps as f32,
-        offset: if plus_one { 1.0 } else { 0.0 },
-    };
+    let offset = if plus_one { 1.0 } else { 0.0 };
+    let eps32 = eps as f32;
+    #[cfg(feature = "cube")]
+    if device::serves(&x) {
+        let op = cuda::RmsNorm { eps: eps32, offset };
+        return device::apply(op, [x.into(), weight.into()]);
+    }
+    if !fused::serves(&x) {
+        return reference(x, weight, eps, plus_one);
+    }
+    let op = cpu::RmsNorm { eps: eps32, offset };
     fused::apply(op, [x.into(), weight.into()], shape)
 }
 

@@ -1,10 +1,16 @@
 //! Rotary position embedding, half-split as in Hugging Face's `rotate_half`. The angles come from the caller.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
+#[cfg(feature = "cube")]
+use crate::launch;
 
 /// Rotates the first `rotary` dimensions of every head; the rest passes unchanged (partial rotary).
 ///
@@ -15,9 +21,6 @@ use crate::fused;
 /// * `cos`, `sin`: `[batch, time, rotary / 2]`
 /// * output: as `x`
 pub fn rope(x: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
-    if !fused::serves(&x) {
-        return reference(x, cos, sin);
-    }
     let shape = x.dims();
     let [batch, time, heads, head_dim] = shape;
     let [_, _, half] = cos.dims();
@@ -35,6 +38,20 @@ pub fn rope(x: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
         [batch, time, half],
         "rope: sin [batch, time, rotary / 2]"
     );
+    #[cfg(feature = "cube")]
+    if device::serves(&x) {
+        let op = cuda::Rope {
+            cos: launch::contiguous(device::primitive(cos)),
+            sin: launch::contiguous(device::primitive(sin)),
+            half,
+            heads,
+            head_dim,
+        };
+        return device::apply(op, [x.into()]);
+    }
+    if !fused::serves(&x) {
+        return reference(x, cos, sin);
+    }
     let op = cpu::Rope {
         cos: fused::values(cos),
         sin: fused::values(sin),

@@ -1,0 +1,42 @@
+//! Compares every operation on a device with the CPU and says how far they are apart; exits 1 if that is not rounding.
+//!
+//! `cargo run -p sysgen-ops --features cuda --example parity -- bf16` (or `f32`, `f16`); with `--features wgpu` on Vulkan.
+
+use std::process::ExitCode;
+
+use burn::tensor::{DType, Device};
+use sysgen_ops::parity;
+
+fn main() -> ExitCode {
+    let dtype = match std::env::args().nth(1).as_deref() {
+        None | Some("f32") => DType::F32,
+        Some("bf16") => DType::BF16,
+        Some("f16") => DType::F16,
+        Some(word) => {
+            eprintln!("{word:?} is not known; use f32, bf16 or f16");
+            return ExitCode::FAILURE;
+        }
+    };
+    let comparisons = parity::compare(&device(), dtype);
+    for comparison in &comparisons {
+        println!("{comparison}");
+    }
+    let failed = comparisons.iter().filter(|c| !c.passes()).count();
+    println!("{failed} of {} differ", comparisons.len());
+    ExitCode::from(u8::from(failed > 0))
+}
+
+#[cfg(feature = "cuda")]
+fn device() -> Device {
+    Device::cuda(0)
+}
+
+#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
+fn device() -> Device {
+    Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)
+}
+
+#[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+fn device() -> Device {
+    Device::flex()
+}

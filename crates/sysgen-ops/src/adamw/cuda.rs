@@ -1,0 +1,201 @@
+//! The AdamW step on a device, in one pass over the tensors, and the squared norm in two stages.
+
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::AdamW;
+use crate::launch::{
+    addresses, buffer, contiguous, cube_sum, element, elementwise, empty, plane_slots, row_wise,
+    vector_size,
+};
+
+/// Parameter and moments after the step; what nobody else holds is written in place.
+///
+/// The moments are f32. A bf16 parameter is rounded up or down with the probability that makes it right on average:
+/// rounded to nearest, most steps of a small learning rate would vanish.
+pub(super) fn step(
+    parameter: CubeTensor,
+    gradient: CubeTensor,
+    moments: [CubeTensor; 2],
+    settings: &AdamW,
+    step: u64,
+) -> (CubeTensor, [CubeTensor; 2]) {
+    let AdamW {
+        learning_rate,
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+    } = *settings;
+    let gradient = contiguous(gradient);
+    let parameter = writable(parameter);
+    let [first, second] = moments.map(writable);
+    for moment in [&first, &second] {
+        assert_eq!(moment.dtype, DType::F32, "adamw_step: moments are f32");
+    }
+    let correction1 = 1.0 - beta1.powf(step as f64);
+    let correction2 = 1.0 - beta2.powf(step as f64);
+    let total = parameter.meta.num_elements();
+    let tensors = [&parameter, &gradient, &first];
+    let vector = vector_size(&tensors, &[total]);
+    let (count, units) = elementwise(&parameter.client, total / vector);
+    if total > 0 {
+        // SAFETY: units past the last vector return; `writable` made sure that nobody else sees the change.
+        unsafe {
+            update::launch_unchecked(
+                &parameter.client,
+                count,
+                units,
+                addresses(&tensors),
+                vector,
+                buffer(&parameter),
+                buffer(&gradient),
+                buffer(&first),
+                buffer(&second),
+                total / vector,
+                (1.0 - learning_rate * weight_decay) as f32,
+                (1.0 - beta1) as f32,
+                beta2 as f32,
+                (1.0 - beta2) as f32,
+                correction2.sqrt() as f32,
+                (learning_rate / correction1) as f32,
+                epsilon as f32,
+                step as u32,
+                parameter.dtype == DType::BF16,
+                [element(&parameter), element(&gradient)],
+            );
+        }
+    }
+    (parameter, [first, second])
+}
+
+/// `Σ x²`: in f32 over the numbers of a cube, in f64 over the cubes.
+pub(super) fn squared_norm(tensor: CubeTensor) -> f64 {
+    /// Cubes, at most: what is read back stays small.
+    const CUBES: usize = 1024;
+    let x = contiguous(tensor);
+    let total = x.meta.num_elements();
+    if total == 0 {
+        return 0.0;
+    }
+    let vector = vector_size(&[&x], &[total]);
+    let width = (total / vector).div_ceil(CUBES);
+    let rows = (total / vector).div_ceil(width);
+    let partial = empty(&x, [rows], DType::F32);
+    let (count, units) = row_wise(&x.client, rows, width);
+    // SAFETY: a cube reads one of `rows` ranges, which end at `total`.
+    unsafe {
+        square::launch_unchecked(
+            &x.client,
+            count,
+            units,
+            addresses(&[&x]),
+            vector,
+            buffer(&x),
+            buffer(&partial),
+            rows,
+            width,
+            total / vector,
+            element(&x),
+        );
+    }
+    let sums = crate::device::plain::<1>(partial).into_data();
+    sums.iter::<f64>().sum()
+}
+
+/// The tensor in row-major order, and in nobody else's hands.
+fn writable(tensor: CubeTensor) -> CubeTensor {
+    let tensor = contiguous(tensor);
+    if tensor.can_mut() {
+        tensor
+    } else {
+        burn_cubecl::kernel::copy_contiguous(tensor)
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn update<P: Float, G: Float, N: Size>(
+    parameter: &mut [Vector<P, N>],
+    gradient: &[Vector<G, N>],
+    first: &mut [Vector<f32, N>],
+    second: &mut [Vector<f32, N>],
+    total: usize,
+    keep: f32,
+    blend: f32,
+    old: f32,
+    new: f32,
+    root_correction: f32,
+    size: f32,
+    epsilon: f32,
+    seed: u32,
+    #[comptime] stochastic: bool,
+    #[define(P, G)] _types: [ElemType; 2],
+) {
+    let i = ABSOLUTE_POS;
+    if i >= total {
+        terminate!();
+    }
+    let g = Vector::<f32, N>::cast_from(gradient[i]);
+    let m = first[i] + (g - first[i]) * Vector::new(blend);
+    let v = second[i] * Vector::new(old) + g * g * Vector::new(new);
+    first[i] = m;
+    second[i] = v;
+    let root = v.sqrt() / Vector::new(root_correction) + Vector::new(epsilon);
+    let p = Vector::<f32, N>::cast_from(parameter[i]);
+    let mut p = p * Vector::new(keep) - Vector::new(size) * (m / root);
+    if stochastic {
+        #[unroll]
+        for lane in 0..N::value() {
+            let noise = hash(seed, (i * N::value() + lane) as u32);
+            p.insert(lane, rounded(p.extract(lane), noise));
+        }
+    }
+    parameter[i] = Vector::cast_from(p);
+}
+
+/// `x` as one of the two bf16 numbers around it: adding 16 random bits to those that are cut off makes the probability
+/// of the upper one the distance from the lower one.
+#[cube]
+fn rounded(x: f32, noise: u32) -> f32 {
+    let bits = u32::reinterpret(x);
+    f32::reinterpret((bits + (noise & 0xffff)) & 0xffff_0000)
+}
+
+/// Random bits of an element in a step, by counter: the same on every device and in every run
+/// (C. Wellons' "lowbias32" finaliser).
+#[cube]
+fn hash(seed: u32, index: u32) -> u32 {
+    let mut bits = index ^ (seed * 0x9e37_79b9);
+    bits = (bits ^ (bits >> 16)) * 0x7feb_352d;
+    bits = (bits ^ (bits >> 15)) * 0x846c_a68b;
+    bits ^ (bits >> 16)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn square<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    partial: &mut [f32],
+    rows: usize,
+    width: usize,
+    total: usize,
+    #[define(F)] _type: ElemType,
+) {
+    let row = CUBE_POS;
+    if row >= rows {
+        terminate!();
+    }
+    let mut slots = plane_slots();
+    let last = min((row + 1) * width, total);
+    let mut sum = Vector::<f32, N>::new(0.0);
+    let mut i = row * width + UNIT_POS as usize;
+    while i < last {
+        let x = Vector::<f32, N>::cast_from(x[i]);
+        sum += x * x;
+        i += CUBE_DIM as usize;
+    }
+    let sum = cube_sum(sum.vector_sum(), &mut slots);
+    if UNIT_POS == 0 {
+        partial[row] = sum;
+    }
+}

@@ -1,0 +1,281 @@
+//! The cases each operation is compared on.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+
+use super::{Bench, numbers};
+use crate::{AdamW, Adapter, AttentionShape, CachedPosition, Moments, Segments};
+
+pub(super) fn rms_norm(bench: &mut Bench) {
+    for (rows, dim) in [(1, 1), (7, 33), (64, 20), (129, 288), (300, 1024)] {
+        for plus_one in [false, true] {
+            let case = format!("{rows}x{dim}, plus_one {plus_one}");
+            bench.pass(&case, &[&[rows, dim], &[dim]], |x| {
+                let rows = x[0].clone().reshape([rows, dim]);
+                crate::rms_norm(rows, x[1].clone(), 1e-6, plus_one)
+            });
+        }
+    }
+}
+
+pub(super) fn rope(bench: &mut Bench) {
+    for (time, head_dim, half) in [
+        (1, 2, 1),
+        (7, 32, 16),
+        (129, 20, 6),
+        (64, 128, 64),
+        (5, 80, 16),
+    ] {
+        let (batch, heads) = (2, 3);
+        let shape = [batch, time, heads, head_dim];
+        // The angles are f32 in a model of any dtype.
+        let angles: Vec<f32> = (0..batch * time * half)
+            .map(|i| (i * 37 % 100) as f32 / 10.0)
+            .collect();
+        let case = format!("{time}x{head_dim}, rotary {}", 2 * half);
+        bench.pass(&case, &[&shape], |x| {
+            let angle = |turn: fn(f32) -> f32| {
+                let turned: Vec<f32> = angles.iter().map(|&angle| turn(angle)).collect();
+                let turned = Tensor::<1>::from_data(&turned[..], &x[0].device().inner());
+                turned.reshape([batch, time, half])
+            };
+            crate::rope(
+                x[0].clone().reshape(shape),
+                angle(f32::cos),
+                angle(f32::sin),
+            )
+        });
+    }
+}
+
+pub(super) fn swiglu(bench: &mut Bench) {
+    gated(bench, crate::swiglu);
+}
+
+pub(super) fn geglu_tanh(bench: &mut Bench) {
+    gated(bench, crate::geglu_tanh);
+}
+
+fn gated(bench: &mut Bench, op: fn(Tensor<1>, Tensor<1>) -> Tensor<1>) {
+    for length in [1, 7, 64, 129, 40_001] {
+        // 16: where exp and the cube inside tanh grow large.
+        for scale in [1, 16] {
+            bench.pass(
+                &format!("{length}, gates to {scale}"),
+                &[&[length], &[length]],
+                |x| op(x[0].clone().mul_scalar(scale), x[1].clone()),
+            );
+        }
+    }
+}
+
+pub(super) fn linear(bench: &mut Bench) {
+    for (rows, input, output) in [
+        (1, 1, 1),
+        (1, 256, 64),
+        (7, 33, 50),
+        (64, 192, 97),
+        (129, 700, 48),
+    ] {
+        let shapes: [&[usize]; 3] = [&[rows, input], &[output, input], &[output]];
+        for bias in [false, true] {
+            let case = format!("{rows}x{input}x{output}, bias {bias}");
+            bench.pass(&case, &shapes[..if bias { 3 } else { 2 }], |x| {
+                crate::linear(
+                    x[0].clone().reshape([1, rows, input]),
+                    x[1].clone().reshape([output, input]),
+                    x.get(2).cloned(),
+                )
+            });
+        }
+    }
+}
+
+pub(super) fn linear_cross_entropy(bench: &mut Bench) {
+    // The last one is wider than a slice of the vocabulary.
+    for (positions, dim, vocab) in [
+        (0, 4, 5),
+        (1, 8, 2),
+        (7, 33, 65),
+        (129, 64, 3001),
+        (7, 20, 40_003),
+    ] {
+        for softcap in [None, Some(3.0)] {
+            let targets: Vec<u32> = (0..positions as u32)
+                .map(|i| (i * 7919 + 1) % vocab as u32)
+                .collect();
+            let case = format!("{positions}x{dim}x{vocab}, softcap {softcap:?}");
+            bench.pass(&case, &[&[positions, dim], &[vocab, dim]], |x| {
+                crate::linear_cross_entropy(
+                    x[0].clone().reshape([positions, dim]),
+                    x[1].clone().reshape([vocab, dim]),
+                    &targets,
+                    0.37,
+                    softcap,
+                )
+            });
+        }
+    }
+}
+
+pub(super) fn lora_linear(bench: &mut Bench) {
+    for (rows, input, output, rank) in [(1, 8, 5, 1), (7, 33, 65, 4), (129, 96, 40, 16)] {
+        let shapes: [&[usize]; 3] = [&[rows, input], &[rank, input], &[output, rank]];
+        let case = format!("{rows}x{input}x{output}, rank {rank}");
+        bench.pass(&case, &shapes, |x| {
+            let adapter = Adapter {
+                a: x[1].clone().reshape([rank, input]),
+                b: x[2].clone().reshape([output, rank]),
+                scale: 2.0,
+            };
+            // Frozen; any numbers do.
+            let weight: Vec<f32> = (0..output * input)
+                .map(|i| (i * 37 % 100) as f32 / 50.0 - 1.0)
+                .collect();
+            let device = x[0].device().inner();
+            let weight = Tensor::<1>::from_data(&weight[..], &device).cast(x[0].dtype());
+            let x = x[0].clone().reshape([rows, input]);
+            crate::lora_linear(x, weight.reshape([output, input]), None, &adapter)
+        });
+    }
+}
+
+pub(super) fn attention(bench: &mut Bench) {
+    let options = [
+        (None, None),
+        (Some(1), None),
+        (Some(50), Some(2.0)),
+        (Some(1000), None),
+    ];
+    // (time, heads, kv_heads, head size); the last one has several blocks of queries.
+    let shapes = [
+        (1, 1, 1, 20),
+        (7, 4, 2, 32),
+        (64, 3, 1, 20),
+        (129, 4, 4, 80),
+        (64, 8, 2, 128),
+        (7, 2, 1, 256),
+        (600, 4, 2, 32),
+    ];
+    for (time, heads, kv_heads, size) in shapes {
+        // Two rows: one of several segments and padding, one all padding or one segment.
+        for second_row in [0, 5] {
+            let segments = Arc::new(segments(time, second_row));
+            for (window, softcap) in options {
+                let shape = AttentionShape {
+                    scale: 1.0 / (size as f32).sqrt(),
+                    window,
+                    softcap,
+                };
+                let case = format!(
+                    "{time} of {heads}/{kv_heads}x{size}, second row {second_row}, \
+                     window {window:?}, softcap {softcap:?}"
+                );
+                let q: &[usize] = &[2, time, heads, size];
+                let kv: &[usize] = &[2, time, kv_heads, size];
+                bench.pass(&case, &[q, kv, kv], |x| {
+                    crate::attention(
+                        x[0].clone().reshape([2, time, heads, size]),
+                        x[1].clone().reshape([2, time, kv_heads, size]),
+                        x[2].clone().reshape([2, time, kv_heads, size]),
+                        &segments,
+                        shape,
+                    )
+                });
+            }
+        }
+    }
+}
+
+pub(super) fn decode_attention(bench: &mut Bench) {
+    let (sequences, capacity) = (3, 131);
+    let positions: Vec<CachedPosition> = [(0, 0), (2, 6), (1, 63), (2, 129), (0, 130)]
+        .map(|(sequence, position)| CachedPosition { sequence, position })
+        .into();
+    let options = [(None, None), (Some(1), None), (Some(50), Some(2.0))];
+    for (heads, kv_heads, size) in [(1, 1, 20), (4, 2, 32), (3, 1, 80), (8, 2, 128), (8, 1, 256)] {
+        for (window, softcap) in options {
+            let shape = AttentionShape {
+                scale: 1.0 / (size as f32).sqrt(),
+                window,
+                softcap,
+            };
+            let attended = |device: Device, dtype| {
+                let cache = [sequences, capacity, kv_heads, size];
+                numbers(crate::decode_attention(
+                    bench.tensor(1, [positions.len(), heads, size], &device, dtype),
+                    bench.tensor(2, cache, &device, dtype),
+                    bench.tensor(3, cache, &device, dtype),
+                    &positions,
+                    shape,
+                ))
+            };
+            let ours = attended(bench.device.clone(), bench.dtype);
+            let exact = attended(Device::flex(), burn::tensor::DType::F32);
+            let case = format!("{heads}/{kv_heads}x{size}, window {window:?}, softcap {softcap:?}");
+            bench.record(case, &ours, &exact);
+        }
+    }
+}
+
+/// Segments of one, two and many positions, then padding; and a second row of one id.
+fn segments(time: usize, second_row: u32) -> Segments {
+    let mut ids: Vec<u32> = (0..time)
+        .map(|i| match i {
+            0 => 1,
+            1 | 2 => 2,
+            _ if i < 2 * time / 3 => 3,
+            _ if i < time - time / 8 => 4,
+            _ => 0,
+        })
+        .collect();
+    ids.extend(vec![second_row; time]);
+    Segments {
+        batch: 2,
+        time,
+        ids,
+    }
+}
+
+pub(super) fn adamw_step(bench: &mut Bench) {
+    let settings = AdamW {
+        learning_rate: 1e-2,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    for shape in [[1, 1], [7, 33], [129, 257]] {
+        let steps = |device: Device, dtype| {
+            let mut parameter: Tensor<2> = bench.tensor(1, shape, &device, dtype);
+            let mut moments = Moments::zeros_like(&parameter);
+            for step in 1..=5 {
+                let gradient = bench.tensor(step + 1, shape, &device, dtype);
+                (parameter, moments) =
+                    crate::adamw_step(parameter, gradient, moments, &settings, step);
+            }
+            [parameter, moments.first, moments.second].map(numbers)
+        };
+        let ours = steps(bench.device.clone(), bench.dtype);
+        let exact = steps(Device::flex(), burn::tensor::DType::F32);
+        for (name, (ours, exact)) in ["parameter", "first", "second"]
+            .iter()
+            .zip(ours.iter().zip(&exact))
+        {
+            bench.record(format!("{shape:?}, five steps: {name}"), ours, exact);
+        }
+    }
+}
+
+pub(super) fn squared_norm(bench: &mut Bench) {
+    for length in [1, 7, 129, 300_001] {
+        let norm = |device: Device, dtype| {
+            let x: Tensor<1> = bench.tensor(1, [length], &device, dtype);
+            vec![crate::squared_norm(&x) as f32]
+        };
+        let ours = norm(bench.device.clone(), bench.dtype);
+        let exact = norm(Device::flex(), burn::tensor::DType::F32);
+        bench.record(format!("{length}"), &ours, &exact);
+    }
+}
