@@ -156,7 +156,7 @@ pub(crate) fn cube_max(value: f32, slots: &mut Shared<[f32]>) -> f32 {
     }
     sync_cube();
     let mut largest = slots[0];
-    for plane in 1..CUBE_DIM / PLANE_DIM {
+    for plane in 0..CUBE_DIM / PLANE_DIM {
         largest = max(largest, slots[plane as usize]);
     }
     largest

@@ -199,3 +199,59 @@ fn square<F: Float, N: Size>(
         partial[row] = sum;
     }
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use burn::tensor::{Device, DeviceKind, DeviceType, Tensor};
+
+    use super::*;
+    use crate::device::{plain, primitive};
+    use crate::launch::empty_like;
+
+    #[cube(launch_unchecked)]
+    fn round_all(x: &[f32], out: &mut [f32], total: usize, seed: u32) {
+        if ABSOLUTE_POS >= total {
+            terminate!();
+        }
+        out[ABSOLUTE_POS] = rounded(x[ABSOLUTE_POS], hash(seed, ABSOLUTE_POS as u32));
+    }
+
+    /// Between two bf16 numbers; 1e5 times, so that the mean is known to a thousandth of their distance.
+    #[test]
+    fn rounding_is_right_on_average() {
+        if Device::enumerate(DeviceType::Wgpu).is_empty() {
+            eprintln!("SKIPPED: no Vulkan device, so no kernel was run");
+            return;
+        }
+        let device = Device::wgpu(DeviceKind::DefaultDevice);
+        let total = 100_000;
+        for (value, low, high) in [(1.002f32, 1.0, 1.007_812_5), (-3.01, -3.015_625, -3.0)] {
+            for seed in [1, 2] {
+                let x = primitive(Tensor::<1>::full([total], value, &device));
+                let out = empty_like(&x);
+                let (count, units) = elementwise(&x.client, total);
+                // SAFETY: units past the last number return.
+                unsafe {
+                    round_all::launch_unchecked(
+                        &x.client,
+                        count,
+                        units,
+                        buffer(&x),
+                        buffer(&out),
+                        total,
+                        seed,
+                    );
+                }
+                let out: Vec<f32> = plain::<1>(out).into_data().try_to_vec().expect("f32");
+                assert!(
+                    out.iter().all(|&x| x == low || x == high),
+                    "{value} to {:?}",
+                    &out[..9]
+                );
+                let mean = out.iter().map(|&x| f64::from(x)).sum::<f64>() / total as f64;
+                let error = (mean - f64::from(value)).abs() / f64::from(high - low);
+                assert!(error < 5e-3, "{value}: mean {mean}");
+            }
+        }
+    }
+}

@@ -8,8 +8,10 @@ use std::fmt;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+type Cases = fn(&mut Bench);
+
 /// Every operation with a device side, and the cases it is compared on.
-const OPERATIONS: &[(&str, fn(&mut Bench))] = &[
+const OPERATIONS: &[(&str, Cases)] = &[
     ("rms_norm", cases::rms_norm),
     ("rope", cases::rope),
     ("swiglu", cases::swiglu),
