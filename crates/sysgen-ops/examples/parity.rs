@@ -38,5 +38,6 @@ fn device() -> Device {
 
 #[cfg(not(any(feature = "cuda", feature = "wgpu")))]
 fn device() -> Device {
+    eprintln!("built without `--features cuda` or `wgpu`: comparing the CPU with itself");
     Device::flex()
 }

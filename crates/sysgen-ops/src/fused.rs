@@ -1,7 +1,7 @@
 //! How a hand-written CPU operation enters Burn's graph: host slices in, host slices out, with its own gradient.
 //!
 //! An operation implements [`Fused`]; its wrapper asks [`serves`] and calls [`apply`]. Everything that knows Burn's
-//! backend internals (Flex primitives, autodiff nodes, dispatch) is in this file.
+//! backend internals (Flex primitives, autodiff nodes, dispatch) is in this file, or for devices in `device`.
 
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! The few tensor operations worth writing by hand: each is a wrapper over Burn tensors with a plain `reference`,
-//! a fused CPU implementation and its gradient. Knows nothing of models, tokens or files.
+//! a fused CPU implementation, device kernels and their gradients. Knows nothing of models, tokens or files.
 //!
-//! On the CPU backend with `f32` tensors the wrappers take the fused path, everywhere else the reference.
+//! On the CPU backend with `f32` tensors the wrappers take the fused path, on CUDA and Vulkan devices the kernels (built
+//! with the feature `cuda` or `wgpu`), everywhere else the reference.
 
 mod adamw;
 mod attention;

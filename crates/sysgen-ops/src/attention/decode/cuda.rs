@@ -5,7 +5,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::attention::AttentionShape;
-use crate::launch::{addresses, buffer, contiguous, element, empty_like, grid, upload};
+use crate::launch::{
+    addresses, buffer, contiguous, element, empty_like, grid, upload, vector_size,
+};
 
 /// Planes of a cube, at most.
 const PLANES: usize = 8;
@@ -22,7 +24,12 @@ pub(super) fn attention(
     ranges: &[u32],
     shape: AttentionShape,
 ) -> CubeTensor {
-    let (q, keys, values) = (contiguous(q), contiguous(keys), contiguous(values));
+    let q = contiguous(q);
+    let (keys, values) = match (strides(&keys), strides(&values)) {
+        (Some(keys_at), Some(values_at)) if keys_at == values_at => (keys, values),
+        _ => (contiguous(keys), contiguous(values)),
+    };
+    let [position_stride, head_stride] = strides(&keys).expect("contiguous at least");
     let ranges = upload(&q, ranges);
     let [_, _, kv_heads, _] = keys.meta.shape().dims();
     let [count, heads, size] = q.meta.shape().dims();
@@ -31,16 +38,11 @@ pub(super) fn attention(
     let lanes = q.client.properties().hardware.plane_size_max as usize;
     let planes = (SHARED_BYTES / (group * (size + 2) * size_of::<f32>())).clamp(1, PLANES);
     // A plane reads a key at once where the head is wide enough.
-    let widest = q
-        .client
-        .io_optimized_vector_sizes(q.dtype.size())
-        .max()
-        .unwrap_or(1);
-    let mut vector = widest;
-    while !size.is_multiple_of(vector) || (vector > 1 && vector * lanes > size) {
+    let tensors = [&q, &keys, &values];
+    let mut vector = vector_size(&tensors, &[size, position_stride, head_stride]);
+    while vector > 1 && vector * lanes > size {
         vector /= 2;
     }
-    let tensors = [&q, &keys, &values];
     // SAFETY: a cube serves one of `count · kv_heads`; `ranges` were checked against the cache.
     unsafe {
         attend::launch_unchecked(
@@ -56,6 +58,8 @@ pub(super) fn attention(
             buffer(&out),
             count * kv_heads,
             kv_heads,
+            position_stride / vector,
+            head_stride / vector,
             shape.scale,
             shape.softcap.unwrap_or(1.0),
             Layout {
@@ -69,6 +73,19 @@ pub(super) fn attention(
         );
     }
     out
+}
+
+/// How far apart positions and heads of a cache lie, if its sequences follow each other without a gap. Padded rows, as
+/// CUDA tensors often have, need no copy then.
+fn strides(cache: &CubeTensor) -> Option<[usize; 2]> {
+    let [_, capacity, kv_heads, size] = cache.meta.shape().dims();
+    if cache.is_contiguous() {
+        return Some([kv_heads * size, size]);
+    }
+    match cache.meta.strides()[..] {
+        [sequence, position, head, 1] if sequence == capacity * position => Some([position, head]),
+        _ => None,
+    }
 }
 
 /// What a kernel is compiled for.
@@ -92,6 +109,8 @@ fn attend<F: Float, N: Size>(
     out: &mut [Vector<F, N>],
     total: usize,
     kv_heads: usize,
+    position_stride: usize,
+    head_stride: usize,
     scale: f32,
     cap: f32,
     #[comptime] layout: Layout,
@@ -136,7 +155,7 @@ fn attend<F: Float, N: Size>(
     let end = ranges[2 * row + 1] as usize;
     let mut j = ranges[2 * row] as usize + PLANE_POS as usize;
     while j < end {
-        let start = (j * kv_heads + kv_head) * width;
+        let start = j * position_stride + kv_head * head_stride;
         let mut key = Array::<Vector<f32, N>>::new(share);
         let mut value = Array::<Vector<f32, N>>::new(share);
         #[unroll]

@@ -52,6 +52,11 @@ pub fn decode_attention(
         "decode_attention: values are shaped like keys"
     );
     assert_eq!(
+        keys.dtype(),
+        q.dtype(),
+        "decode_attention: one dtype for q and cache"
+    );
+    assert_eq!(
         heads % kv_heads,
         0,
         "decode_attention: kv heads divide heads"
