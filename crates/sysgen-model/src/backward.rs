@@ -10,6 +10,7 @@ use crate::tokens::Tokens;
 use crate::weights::{Layer, Weight};
 
 /// A layer that has been run forward.
+#[allow(clippy::large_enum_variant)] // there are a few dozen
 enum Passed {
     /// Its input alone.
     Input(Tensor<3>),
