@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -153,45 +153,20 @@ impl Decoder {
         }
     }
 
-    /// This decoder with other values, in the order of [`Decoder::parameters`].
-    ///
-    /// # Panics
-    /// As [`Decoder::from_parameters`].
-    #[must_use]
-    pub fn with_parameters(self, parameters: Vec<Parameter>) -> Decoder {
-        Decoder::from_parameters(self.config, parameters)
-    }
-
-    /// Moves to the autodiff device; every parameter will receive a gradient.
-    #[must_use]
-    pub fn autodiff(self) -> Decoder {
-        self.map(Weight::autodiff)
-    }
-
-    /// Back from the autodiff device.
-    #[must_use]
-    pub fn inner(self) -> Decoder {
-        self.map(Weight::inner)
-    }
-
     /// Writes a model directory: weights, index, `config.json`, `generation_config.json`, each file whole or not at
     /// all. With `like`, a directory this model came from, the files have its layout, and are byte for byte the same
     /// where nothing has changed. `dir` is created and must not hold weight files of another layout.
     ///
     /// # Errors
     /// A file cannot be written or read, `like` does not fit the model, `dir` holds other weight files, or a value
-    /// does not fit into f16.
+    /// does not fit into f16. A decoder with adapters is refused: its weights alone would not be what was trained.
     pub fn save(&self, dir: &Path, dtype: ExportDtype, like: Option<&Path>) -> Result<()> {
+        ensure!(
+            self.lora.is_none(),
+            "{}: adapters cannot be saved yet",
+            dir.display()
+        );
         save::save(&self.config, &self.parameters(), dir, dtype, like)
-    }
-
-    fn map(self, f: impl FnMut(Weight) -> Weight) -> Decoder {
-        let list = self.weights.into_list().into_iter().map(f).collect();
-        Decoder {
-            weights: Weights::from_list(&self.config, list),
-            config: self.config,
-            lora: None,
-        }
     }
 
     /// `observe` sees the residual stream before the first and after each layer.

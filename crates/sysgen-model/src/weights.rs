@@ -82,15 +82,6 @@ impl Weight {
         }
     }
 
-    /// The same values without autodiff.
-    #[must_use]
-    pub fn inner(self) -> Weight {
-        match self {
-            Weight::Vector(tensor) => Weight::Vector(tensor.inner()),
-            Weight::Matrix(tensor) => Weight::Matrix(tensor.inner()),
-        }
-    }
-
     /// Takes this parameter's gradient out of `gradients`; `None` where the loss does not depend on it.
     pub fn take_gradient(&self, gradients: &mut Gradients) -> Option<Weight> {
         match self {

@@ -17,7 +17,8 @@ use crate::example::Example;
 pub type Identity = BTreeMap<String, String>;
 
 /// Keys of `[train]` that do not change what is computed.
-const NEUTRAL: [&str; 6] = [
+const NEUTRAL: [&str; 7] = [
+    "gradient_checkpointing",
     "save_steps",
     "save_total_limit",
     "logging_steps",
