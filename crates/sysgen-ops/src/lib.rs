@@ -10,6 +10,7 @@ mod backward;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod device;
+mod few_rows;
 mod fused;
 mod gated;
 #[cfg(feature = "cube")]

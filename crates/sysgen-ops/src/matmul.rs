@@ -7,6 +7,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
+use crate::few_rows::{self, FewRows};
 use crate::pack::Number;
 use crate::product::{MAX_TILE_COLUMNS, Product, Shared, TILE_ROWS};
 
@@ -144,6 +145,32 @@ pub(crate) unsafe fn block<T: Number>(
         columns,
     } = block;
     let few = rows < FEW_ROWS;
+    let turned = if rows <= few_rows::MOST && a.column == 1 && b.row == 1 && few_rows::serves() {
+        columns / few_rows::GROUP * few_rows::GROUP
+    } else {
+        0
+    };
+    if turned > 0 {
+        // SAFETY: a and b hold the block's rows and columns, the caller vouches for c.
+        unsafe {
+            few_rows::run(FewRows {
+                x: a.from(row, 0).as_ptr(),
+                x_row: a.row,
+                rows,
+                weight: b.from(0, column).as_ptr(),
+                stride: b.column,
+                k,
+                c: c.at(row * c_row + column),
+                c_row,
+                columns: turned,
+                accumulate,
+            });
+        }
+    }
+    let (column, columns) = (column + turned, columns - turned);
+    if columns == 0 {
+        return;
+    }
     // Rows that are dense are read as fast from where they are.
     let in_place = few || a.column == 1;
     SCRATCH.with_borrow_mut(|scratch| {

@@ -1,6 +1,9 @@
 //! Laying a block of a matrix out as the product reads it. With few rows this is most of the work of `linear`: it should
 //! run at the speed of memory.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m512;
+
 use burn::tensor::bf16;
 
 use crate::simd::vectorised;
@@ -30,6 +33,27 @@ pub(crate) trait Number: Copy + Send + Sync {
 
     /// The same numbers where they are, if that is as f32.
     fn in_place(source: &[Self]) -> Option<&[f32]>;
+
+    /// This number.
+    fn wide(self) -> f32;
+
+    /// Columns that [`Number::turned`] takes at a time.
+    const BLOCK: usize;
+
+    /// [`Number::BLOCK`] columns of sixteen rows.
+    #[cfg(target_arch = "x86_64")]
+    type Columns: IntoIterator<Item = __m512>;
+
+    /// Whether [`Number::turned`] can read rows that are so far apart.
+    #[cfg(target_arch = "x86_64")]
+    fn can_turn(stride: usize) -> bool;
+
+    /// The columns of sixteen rows, `stride` apart, as vectors.
+    ///
+    /// # Safety
+    /// AVX-512F is there; the block lies inside an allocation.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn turned(source: *const Self, stride: usize) -> Self::Columns;
 }
 
 impl Number for f32 {
@@ -85,6 +109,28 @@ impl Number for f32 {
     fn in_place(source: &[f32]) -> Option<&[f32]> {
         Some(source)
     }
+
+    fn wide(self) -> f32 {
+        self
+    }
+
+    const BLOCK: usize = 16;
+
+    #[cfg(target_arch = "x86_64")]
+    type Columns = [__m512; 16];
+
+    #[cfg(target_arch = "x86_64")]
+    fn can_turn(_stride: usize) -> bool {
+        true
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn turned(source: *const f32, stride: usize) -> [__m512; 16] {
+        // SAFETY: the caller's.
+        unsafe { avx512::transpose(source, stride) }
+    }
 }
 
 impl Number for bf16 {
@@ -105,13 +151,11 @@ impl Number for bf16 {
             done = (rows / 16 * 16, depth / 32 * 32);
             for j in (0..done.0).step_by(16) {
                 for k in (0..done.1).step_by(32) {
-                    // Two neighbours travel as one number of 32 bits and are parted afterwards.
-                    // SAFETY: the block lies inside both slices, checked above; loads need no alignment.
+                    // SAFETY: the block lies inside both slices, checked above.
                     unsafe {
-                        let pairs = source.as_ptr().add(j * stride + k).cast::<f32>();
-                        let columns = avx512::transpose(pairs, stride / 2);
+                        let columns = bf16::turned(source.as_ptr().add(j * stride + k), stride);
                         let to = packed.as_mut_ptr().add(k * packed_row + j);
-                        avx512::store_pairs(columns, to, packed_row);
+                        avx512::store(columns, to, packed_row);
                     }
                 }
             }
@@ -143,6 +187,29 @@ impl Number for bf16 {
 
     fn in_place(_source: &[bf16]) -> Option<&[f32]> {
         None
+    }
+
+    fn wide(self) -> f32 {
+        self.to_f32()
+    }
+
+    const BLOCK: usize = 32;
+
+    #[cfg(target_arch = "x86_64")]
+    type Columns = [__m512; 32];
+
+    /// Two neighbours travel as one number of 32 bits.
+    #[cfg(target_arch = "x86_64")]
+    fn can_turn(stride: usize) -> bool {
+        stride.is_multiple_of(2)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn turned(source: *const bf16, stride: usize) -> [__m512; 32] {
+        // SAFETY: the caller's; loads need no alignment.
+        unsafe { avx512::parted(avx512::transpose(source.cast(), stride / 2)) }
     }
 }
 
@@ -239,35 +306,30 @@ mod avx512 {
         columns
     }
 
-    /// Writes 16 rows.
-    ///
-    /// # Safety
-    /// AVX-512F is there; the rows lie inside an allocation.
+    /// 32 vectors from 16 of pairs of bf16, the first of a pair in the low bits.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn store(rows: [__m512; 16], to: *mut f32, to_row: usize) {
-        for (index, row) in rows.into_iter().enumerate() {
-            // SAFETY: the caller vouches for the 16 rows.
-            unsafe { _mm512_storeu_ps(to.add(index * to_row), row) };
-        }
+    pub(super) fn parted(pairs: [__m512; 16]) -> [__m512; 32] {
+        std::array::from_fn(|index| {
+            let pairs = _mm512_castps_si512(pairs[index / 2]);
+            _mm512_castsi512_ps(if index % 2 == 0 {
+                _mm512_slli_epi32::<16>(pairs)
+            } else {
+                _mm512_and_si512(pairs, _mm512_set1_epi32(-65536))
+            })
+        })
     }
 
-    /// Writes 32 rows from 16 rows of pairs of bf16, the first of a pair in the low bits.
+    /// Writes vectors as rows.
     ///
     /// # Safety
     /// AVX-512F is there; the rows lie inside an allocation.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn store_pairs(rows: [__m512; 16], to: *mut f32, to_row: usize) {
+    pub(super) unsafe fn store<const N: usize>(rows: [__m512; N], to: *mut f32, to_row: usize) {
         for (index, row) in rows.into_iter().enumerate() {
-            let pairs = _mm512_castps_si512(row);
-            let low = _mm512_slli_epi32::<16>(pairs);
-            let high = _mm512_and_si512(pairs, _mm512_set1_epi32(-65536));
-            // SAFETY: the caller vouches for the 32 rows.
-            unsafe {
-                _mm512_storeu_ps(to.add(2 * index * to_row), _mm512_castsi512_ps(low));
-                _mm512_storeu_ps(to.add((2 * index + 1) * to_row), _mm512_castsi512_ps(high));
-            }
+            // SAFETY: the caller vouches for the rows.
+            unsafe { _mm512_storeu_ps(to.add(index * to_row), row) };
         }
     }
 }
