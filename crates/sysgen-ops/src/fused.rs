@@ -92,7 +92,11 @@ impl<const D: usize> From<Tensor<D>> for Input {
 
 /// A tensor's values without its place in the graph, for inputs that never have a gradient.
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
-    match Input::from(tensor).primitive {
+    contiguous(Input::from(tensor).primitive)
+}
+
+fn contiguous(primitive: Primitive) -> FlexTensor {
+    match primitive {
         Primitive::Plain(tensor) => tensor.to_contiguous(),
         Primitive::Graph(tensor) => tensor.into_primitive().to_contiguous(),
     }
@@ -100,13 +104,11 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
 
 /// [`values`] of a weight that has no gradient by the operation's definition.
 pub(crate) fn frozen<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
-    match Input::from(tensor).primitive {
-        Primitive::Plain(tensor) => tensor.to_contiguous(),
-        Primitive::Graph(tensor) => {
-            assert!(!tensor.is_tracked(), "a frozen weight asks for a gradient");
-            tensor.into_primitive().to_contiguous()
-        }
+    let primitive = Input::from(tensor).primitive;
+    if let Primitive::Graph(tensor) = &primitive {
+        assert!(!tensor.is_tracked(), "a frozen weight asks for a gradient");
     }
+    contiguous(primitive)
 }
 
 /// The numbers of a contiguous f32 tensor.
