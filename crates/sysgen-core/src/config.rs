@@ -17,8 +17,8 @@ pub use generate::{
     VerifySection,
 };
 pub use model::{
-    DataSection, DefaultSystem, DeviceChoice, ExistingSystem, ModelInit, ModelSection, MultiTurn,
-    SystemRole,
+    ColumnsSection, DataSection, Deduplicate, DefaultSystem, DeviceChoice, ExistingSystem,
+    ModelInit, ModelSection, MultiTurn, SystemRole,
 };
 pub use train::{ExportDtype, ExportSection, LrScheduler, TrainMethod, TrainSection};
 

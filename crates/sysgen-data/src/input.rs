@@ -1,52 +1,26 @@
 //! The source data: files of many formats become rows for the phases. A row that cannot be read is
 //! counted by its reason with its line; it is never silently missing, and fatal only with `strict`.
 
+mod columns;
 mod container;
+mod counts;
+mod decontaminate;
+mod deduplicate;
 mod format;
+mod table;
 mod turns;
+mod words;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sysgen_core::config::{DataSection, ExistingSystem};
 use sysgen_core::hash::seed_from;
 use sysgen_core::record::Record;
 
+pub use counts::{FileCounts, Places, ReadCounts};
 pub use turns::{Row, Turn};
-
-/// How many places of one reason are named; the rest is only counted.
-const PLACES_NAMED: usize = 5;
-
-/// Rows that share a reason for being left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Places {
-    /// How many.
-    pub count: usize,
-    /// The first few, as `<file name>:<line>`.
-    pub first: Vec<String>,
-}
-
-/// What was read, counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReadCounts {
-    /// Rows in the files, readable or not.
-    pub found: usize,
-    /// Rows that could not be read, by reason.
-    pub unreadable: BTreeMap<String, Places>,
-    /// Rows left out because they have a system message (`existing_system = "skip"`).
-    pub with_system: usize,
-    /// Rows left out by `data.limit`.
-    pub beyond_limit: usize,
-    /// Conversations whose last question has no answer; the turns before it are used.
-    pub last_question_unanswered: usize,
-    /// Source rows that are used.
-    pub used: usize,
-    /// Rows for the phases: more than `used` when conversations are unrolled.
-    pub rows: usize,
-}
 
 /// The source data, read.
 #[derive(Clone, Debug, Default)]
@@ -66,29 +40,28 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
     let mut counts = ReadCounts::default();
     let mut ids = HashSet::new();
     for path in &data.path {
-        let name = file_name(path);
+        let mut file = FileCounts {
+            file: file_name(path),
+            ..FileCounts::default()
+        };
         container::for_each_entry(path, &mut |entry| {
-            counts.found += 1;
-            let place = format!("{name}:{}", entry.line);
+            file.found += 1;
+            let place = format!("{}:{}", file.file, entry.line);
             let read = entry.value.and_then(|value| {
-                let messages = format::messages_of(&value)?;
-                let (_, unanswered) = turns::pair_up(messages.clone())?;
-                Ok((own_id(&value).or(entry.key), messages, unanswered))
+                let (messages, format) = columns::messages_of(&value, &data.columns)?;
+                let layout = turns::layout(&messages)?;
+                let own_id = columns::own_id(&value, &data.columns).or(entry.key);
+                Ok((own_id, messages, format, layout))
             });
             match read {
-                Ok((own_id, messages, unanswered)) => {
-                    counts.last_question_unanswered += usize::from(unanswered);
-                    let id = unique_id(
-                        &mut ids,
-                        [
-                            own_id,
-                            Some(place.clone()),
-                            Some(format!("{}:{}", path.display(), entry.line)),
-                        ],
-                    );
+                Ok((own_id, messages, format, layout)) => {
+                    counts.last_question_unanswered += usize::from(layout.last_question_unanswered);
+                    *file.formats.entry(format.to_string()).or_default() += 1;
+                    let full_place = || format!("{}:{}", path.display(), entry.line);
+                    let id = unique_id(&mut ids, own_id, place, full_place);
                     records.push(Record {
                         id,
-                        source: name.clone(),
+                        source: file.file.clone(),
                         line: entry.line,
                         messages,
                     });
@@ -98,21 +71,25 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
                     path.display(),
                     entry.line
                 ),
-                Err(reason) => {
-                    let places = counts.unreadable.entry(reason).or_default();
-                    places.count += 1;
-                    if places.first.len() < PLACES_NAMED {
-                        places.first.push(place);
-                    }
-                }
+                Err(reason) => file.unreadable.entry(reason).or_default().add(|| place),
             }
             Ok(())
         })?;
+        counts.found += file.found;
+        for (reason, places) in &file.unreadable {
+            counts
+                .unreadable
+                .entry(reason.clone())
+                .or_default()
+                .extend(places);
+        }
+        counts.files.push(file);
     }
     Ok((records, counts))
 }
 
-/// The rows for the phases: read, shuffled by `seed` if asked for, limited, and cut into turns.
+/// The rows for the phases: read, freed of what benchmarks know and of duplicates, shuffled by `seed` if
+/// asked for, limited, and cut into turns.
 ///
 /// # Errors
 /// As `read_records`; and when no row is usable.
@@ -143,8 +120,7 @@ pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
     if data.existing_system == ExistingSystem::Skip {
         let before = records.len();
         records.retain(|record| {
-            turns::rows_of(record, data.multi_turn, data.existing_system)
-                .is_ok_and(|rows| !rows.is_empty())
+            !turns::layout(&record.messages).is_ok_and(|layout| layout.has_system)
         });
         counts.with_system = before - records.len();
         if records.is_empty() {
@@ -153,6 +129,15 @@ pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
                 files()
             );
         }
+    }
+    // In source order, so that neither the seed nor the limit decides which of two rows stays.
+    decontaminate::decontaminate(&mut records, data, &mut counts)?;
+    deduplicate::deduplicate(&mut records, data, &mut counts);
+    if records.is_empty() {
+        bail!(
+            "data.decontaminate leaves no row of {}: all share text with the benchmarks",
+            files()
+        );
     }
     if data.shuffle {
         // A key per row and not a permutation, so that more rows or a larger limit move nothing else.
@@ -168,11 +153,10 @@ pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
         records.truncate(data.limit);
     }
     counts.used = records.len();
-    let mut rows = Vec::new();
-    for record in &records {
-        let of_record = turns::rows_of(record, data.multi_turn, data.existing_system);
-        rows.extend(of_record.expect("read_records has paired up this record's turns"));
-    }
+    let rows: Vec<Row> = records
+        .into_iter()
+        .flat_map(|record| turns::rows_of(record, data.multi_turn, data.existing_system))
+        .collect();
     counts.rows = rows.len();
     Ok(Input { rows, counts })
 }
@@ -184,23 +168,22 @@ fn file_name(path: &Path) -> String {
     )
 }
 
-fn own_id(row: &Value) -> Option<String> {
-    match row.get("id")? {
-        Value::String(id) if !id.trim().is_empty() => Some(id.clone()),
-        Value::Number(id) => Some(id.to_string()),
-        _ => None,
-    }
-}
-
-/// The first candidate no other row has: a data set may repeat its ids, and two folders may hold
-/// files of one name.
-fn unique_id(taken: &mut HashSet<String>, candidates: [Option<String>; 3]) -> String {
-    let mut last = String::new();
-    for candidate in candidates.into_iter().flatten() {
+/// The first name no other row has: its own id, its place, its place with the folder. A data set may
+/// repeat its ids, and two folders may hold files of one name.
+fn unique_id(
+    taken: &mut HashSet<String>,
+    own_id: Option<String>,
+    place: String,
+    full_place: impl FnOnce() -> String,
+) -> String {
+    for candidate in own_id.into_iter().chain([place]) {
         if taken.insert(candidate.clone()) {
             return candidate;
         }
-        last = candidate;
+    }
+    let last = full_place();
+    if taken.insert(last.clone()) {
+        return last;
     }
     // The same file named twice: a third pass over it would collide again, hence the counter.
     let mut copy = 2;

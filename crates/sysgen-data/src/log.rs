@@ -90,6 +90,13 @@ pub(crate) fn data_key(config: &RunConfig) -> Result<Key> {
         "data.existing_system".to_string(),
         setting(&config.data.existing_system),
     );
+    let columns =
+        serde_json::to_value(&config.data.columns).expect("a config section is plain data");
+    for (name, column) in columns.as_object().into_iter().flatten() {
+        if let Some(column) = column.as_str().filter(|column| !column.is_empty()) {
+            key.insert(format!("data.columns.{name}"), column.to_string());
+        }
+    }
     Ok(key)
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use sysgen_core::config::Variant;
+use sysgen_core::config::{Deduplicate, Variant};
 use sysgen_core::files::write_atomically;
 
 use crate::input::ReadCounts;
@@ -62,6 +62,12 @@ pub(crate) struct Selection {
     pub(crate) common_system_message: String,
     pub(crate) limit: usize,
     pub(crate) shuffle: bool,
+    /// `data.deduplicate`, with its threshold.
+    pub(crate) deduplicate: Deduplicate,
+    pub(crate) minhash_threshold: f64,
+    /// Words of a sequence, and the hashes of the benchmarks' files.
+    pub(crate) decontaminate_ngram: usize,
+    pub(crate) decontaminate: Vec<String>,
     pub(crate) seed: u64,
 }
 
@@ -140,26 +146,28 @@ impl fmt::Display for Funnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const WIDTH: usize = 46;
         let read = &self.read;
+        for file in &read.files {
+            writeln!(f, "  {file}")?;
+        }
         let mut line = |name: &str, rows: usize| writeln!(f, "  {name:<WIDTH$} {rows:>9}");
         line("rows in the files", read.found)?;
         for (reason, places) in &read.unreadable {
-            let more = if places.count > places.first.len() {
-                ", …"
-            } else {
-                ""
-            };
-            line(
-                &format!("  - {reason} ({}{more})", places.first.join(", ")),
-                places.count,
-            )?;
+            line(&format!("  - {reason} ({places})"), places.count)?;
         }
-        for (name, rows) in [
-            ("  - has a system message", read.with_system),
-            ("  - beyond data.limit", read.beyond_limit),
+        if read.with_system > 0 {
+            line("  - has a system message", read.with_system)?;
+        }
+        for (name, places) in [
+            ("shares text with a benchmark", &read.contaminated),
+            ("repeats an earlier row", &read.duplicates),
+            ("nearly repeats an earlier row", &read.near_duplicates),
         ] {
-            if rows > 0 {
-                line(name, rows)?;
+            if places.count > 0 {
+                line(&format!("  - {name} ({places})"), places.count)?;
             }
+        }
+        if read.beyond_limit > 0 {
+            line("  - beyond data.limit", read.beyond_limit)?;
         }
         if read.rows != read.used {
             line("conversations", read.used)?;

@@ -59,7 +59,7 @@ pub fn is_complete_with(config: &RunConfig, model: &ModelIdentity) -> Result<boo
     let Some(manifest) = Manifest::read(&manifest_path(config)) else {
         return Ok(false);
     };
-    if manifest.selection != selection(config, generate) || !dataset_path(config).exists() {
+    if manifest.selection != selection(config, generate)? || !dataset_path(config).exists() {
         return Ok(false);
     }
     let plan = Plan::new(config, generate)?;
@@ -143,7 +143,7 @@ pub fn run_with<'g>(
         return Ok(summary);
     }
     let mut manifest = Manifest {
-        selection: selection(config, generate),
+        selection: selection(config, generate)?,
         key,
         funnel: summary.funnel.clone(),
         rejected_pieces: BTreeMap::new(),
@@ -177,14 +177,23 @@ fn manifest_path(config: &RunConfig) -> PathBuf {
     config.generated_data_dir().join("manifest.json")
 }
 
-fn selection(config: &RunConfig, generate: &GenerateSection) -> Selection {
-    Selection {
+fn selection(config: &RunConfig, generate: &GenerateSection) -> Result<Selection> {
+    let data = &config.data;
+    Ok(Selection {
         variant: generate.variant,
         common_system_message: generate.common_system_message.clone(),
-        limit: config.data.limit,
-        shuffle: config.data.shuffle,
+        limit: data.limit,
+        shuffle: data.shuffle,
+        deduplicate: data.deduplicate,
+        minhash_threshold: data.minhash_threshold,
+        decontaminate_ngram: data.decontaminate_ngram,
+        decontaminate: data
+            .decontaminate
+            .iter()
+            .map(|path| hash_file(path))
+            .collect::<Result<_>>()?,
         seed: config.seed,
-    }
+    })
 }
 
 fn key(

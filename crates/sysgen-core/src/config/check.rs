@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::origin::{Origins, key_and_section};
-use super::{GenerateSection, RunConfig, TrainSection, Variant, VerifyMethod};
+use super::{DataSection, GenerateSection, RunConfig, TrainSection, Variant, VerifyMethod};
 
 pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
     let given = Given { origins };
@@ -47,6 +47,7 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
         for path in &config.data.path {
             given.file(path, "data.path")?;
         }
+        check_data(&config.data, &given)?;
     }
     if let Some(generate) = &config.generate {
         check_generate(generate, &given)?;
@@ -74,6 +75,38 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn check_data(data: &DataSection, given: &Given) -> Result<()> {
+    for path in &data.decontaminate {
+        given.file(path, "data.decontaminate")?;
+    }
+    given.at_least(data.decontaminate_ngram, 2, "data.decontaminate_ngram")?;
+    given.check(
+        data.minhash_threshold > 0.0 && data.minhash_threshold <= 1.0,
+        "data.minhash_threshold",
+        data.minhash_threshold,
+        "must be above 0 and at most 1",
+    )?;
+    let columns = &data.columns;
+    for (column, key, needs, other) in [
+        (&columns.question, "question", "answer", &columns.answer),
+        (&columns.answer, "answer", "question", &columns.question),
+        (&columns.input, "input", "question", &columns.question),
+    ] {
+        given.check(
+            column.is_empty() || !other.is_empty(),
+            &format!("data.columns.{key}"),
+            format_args!("{column:?}"),
+            format_args!("needs {needs} = \"…\" beside it"),
+        )?;
+    }
+    given.check(
+        columns.messages.is_empty() || columns.question.is_empty(),
+        "data.columns.messages",
+        format_args!("{:?}", columns.messages),
+        "cannot stand beside question and answer; leave one of both out",
+    )
 }
 
 fn check_generate(generate: &GenerateSection, given: &Given) -> Result<()> {

@@ -113,7 +113,7 @@ pub enum DefaultSystem {
 }
 
 /// `[data]`: the source rows. They feed `[generate]` when it is present, otherwise `[train]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSection {
     /// One file or a list of files; required by `[generate]`, and by `[train]` without it.
@@ -129,6 +129,69 @@ pub struct DataSection {
     pub multi_turn: MultiTurn,
     /// What becomes of a system message a row already has; default `replace`.
     pub existing_system: ExistingSystem,
+    /// Whether rows that repeat an earlier one are left out; default `none`.
+    pub deduplicate: Deduplicate,
+    /// `deduplicate = "minhash"`: rows whose sets of five-word sequences have this Jaccard similarity are
+    /// the same; default 0.8.
+    pub minhash_threshold: f64,
+    /// Files with the prompts of benchmarks: a row that shares a word sequence with one is left out;
+    /// default none.
+    #[serde(deserialize_with = "one_or_many", serialize_with = "write_one_or_many")]
+    pub decontaminate: Vec<PathBuf>,
+    /// How many words such a sequence has; default 13.
+    pub decontaminate_ngram: usize,
+    /// Names of the columns, for files whose rows have none of the known formats.
+    pub columns: ColumnsSection,
+}
+
+impl Default for DataSection {
+    fn default() -> DataSection {
+        DataSection {
+            path: Vec::new(),
+            limit: 0,
+            shuffle: false,
+            strict: false,
+            multi_turn: MultiTurn::default(),
+            existing_system: ExistingSystem::default(),
+            deduplicate: Deduplicate::default(),
+            minhash_threshold: 0.8,
+            decontaminate: Vec::new(),
+            decontaminate_ngram: 13,
+            columns: ColumnsSection::default(),
+        }
+    }
+}
+
+/// Which rows count as repeating an earlier one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deduplicate {
+    /// None.
+    #[default]
+    None,
+    /// Those with the same words, in whatever case and punctuation.
+    Exact,
+    /// Also those with nearly the same words: MinHash over word shingles.
+    Minhash,
+}
+
+/// `[data.columns]`: which column holds what; empty names are found out per row. Either `messages`, or
+/// `question` and `answer`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ColumnsSection {
+    /// A list of turns, in any of the known shapes.
+    pub messages: String,
+    /// What is asked.
+    pub question: String,
+    /// Text that belongs below the question, when a row has it.
+    pub input: String,
+    /// What is answered.
+    pub answer: String,
+    /// A system message, when a row has one.
+    pub system: String,
+    /// The row's id, when it has one.
+    pub id: String,
 }
 
 /// What becomes of a conversation with several user turns.

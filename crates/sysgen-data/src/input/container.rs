@@ -1,5 +1,5 @@
-//! From a file to its JSON values: JSON lines, a JSON array, or an object of objects, plain or gzipped.
-//! What a value means is left to `format`.
+//! From a file to its JSON values: JSON lines, a JSON array, an object of objects, or a table, plain or
+//! gzipped. What a value means is left to `format`.
 
 use std::fmt;
 use std::io::{BufRead, Read};
@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use sysgen_core::jsonl::open_text;
+
+use crate::input::table;
 
 /// One entry of a file: its JSON value, or why its line is none.
 pub(crate) struct Entry {
@@ -31,6 +33,10 @@ pub(crate) fn for_each_entry(
     visit: &mut dyn FnMut(Entry) -> Result<()>,
 ) -> Result<()> {
     let reading = || format!("reading {}", path.display());
+    if let Some(separator) = table::separator(path) {
+        let text = skip_byte_order_mark(open_text(path)?).with_context(reading)?;
+        return table::for_each_record(path, text, separator, visit);
+    }
     match container_of(path)? {
         Container::Empty => Ok(()),
         Container::Lines => {

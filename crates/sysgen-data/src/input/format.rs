@@ -10,21 +10,20 @@ type Object = Map<String, Value>;
 pub(crate) type Reason = String;
 
 /// The columns of data sets that hold one question and one answer, in the order they are tried.
-const PAIRS: [(&str, &str); 6] = [
-    ("question", "answer"),
-    ("query", "response"),
-    ("problem", "solution"),
-    ("instruction", "response"),
-    ("prompt", "response"),
-    ("prompt", "completion"),
+const PAIRS: [(&str, &str, &str); 5] = [
+    ("question", "answer", "question/answer"),
+    ("query", "response", "query/response"),
+    ("problem", "solution", "problem/solution"),
+    ("prompt", "response", "prompt/response"),
+    ("prompt", "completion", "prompt/completion"),
 ];
 
-/// The turns of one row, as they stand in it.
-pub(crate) fn messages_of(row: &Value) -> Result<Vec<Message>, Reason> {
+/// The turns of one row, as they stand in it, and the name of its format.
+pub(crate) fn messages_of(row: &Value) -> Result<(Vec<Message>, &'static str), Reason> {
     let Value::Object(row) = row else {
         return Err("not a JSON object".to_string());
     };
-    let mut messages = turns_of(row)?;
+    let (mut messages, format) = turns_of(row)?;
     if let Some(system) = text_at(row, "system").or_else(|| text_at(row, "system_prompt"))
         && !system.trim().is_empty()
         && messages
@@ -33,33 +32,36 @@ pub(crate) fn messages_of(row: &Value) -> Result<Vec<Message>, Reason> {
     {
         messages.insert(0, Message::system(system));
     }
-    Ok(messages)
+    Ok((messages, format))
 }
 
-fn turns_of(row: &Object) -> Result<Vec<Message>, Reason> {
+fn turns_of(row: &Object) -> Result<(Vec<Message>, &'static str), Reason> {
     if let Some(list) = array_at(row, "messages") {
-        return list.iter().map(openai_message).collect();
+        return Ok((conversation(list)?.0, "messages"));
     }
     if let Some(list) = array_at(row, "conversations").or_else(|| array_at(row, "conversation")) {
         return conversation(list);
     }
     if let Some(instances) = array_at(row, "instances") {
-        return self_instruct(row, instances);
+        return Ok((self_instruct(row, instances)?, "self-instruct"));
     }
     if row.contains_key("instruction") {
-        return alpaca(row);
+        let format = if row.contains_key("response") && !row.contains_key("input") {
+            "instruction/response"
+        } else {
+            "Alpaca"
+        };
+        return Ok((alpaca(row)?, format));
     }
     if let (Some(prompt), Some(completion)) = (array_at(row, "prompt"), array_at(row, "completion"))
     {
-        return prompt
-            .iter()
-            .chain(completion)
-            .map(openai_message)
-            .collect();
+        let messages = prompt.iter().chain(completion).map(openai_message);
+        return Ok((messages.collect::<Result<_, _>>()?, "prompt/completion"));
     }
-    for (question, answer) in PAIRS {
+    for (question, answer, format) in PAIRS {
         if let (Some(question), Some(answer)) = (text_at(row, question), text_at(row, answer)) {
-            return Ok(vec![Message::user(question), Message::assistant(answer)]);
+            let turns = vec![Message::user(question), Message::assistant(answer)];
+            return Ok((turns, format));
         }
     }
     let asks = ["question", "query", "problem", "prompt", "turns"];
@@ -92,9 +94,11 @@ fn openai_message(value: &Value) -> Result<Message, Reason> {
     })
 }
 
-/// ShareGPT's `{"from", "value"}`, Capybara's `{"input", "output"}`, or messages under another name.
-fn conversation(list: &[Value]) -> Result<Vec<Message>, Reason> {
+/// ShareGPT's `{"from", "value"}`, Capybara's `{"input", "output"}`, or `{"role", "content"}`, with the
+/// name of what it is.
+pub(crate) fn conversation(list: &[Value]) -> Result<(Vec<Message>, &'static str), Reason> {
     let mut messages = Vec::with_capacity(list.len());
+    let mut format = "messages";
     for turn in list {
         let Value::Object(object) = turn else {
             return Err("a message is not a JSON object".to_string());
@@ -103,6 +107,7 @@ fn conversation(list: &[Value]) -> Result<Vec<Message>, Reason> {
             let value = ["value", "text", "content"]
                 .iter()
                 .find_map(|key| object.get(*key));
+            format = "ShareGPT";
             let content = content_of(value.unwrap_or(&Value::Null))?;
             messages.push(Message {
                 role: role_named(&from)?,
@@ -111,6 +116,7 @@ fn conversation(list: &[Value]) -> Result<Vec<Message>, Reason> {
         } else if object.contains_key("role") {
             messages.push(openai_message(turn)?);
         } else if let Some(input) = text_at(object, "input") {
+            format = "Capybara";
             messages.push(Message::user(input));
             messages.push(Message::assistant(
                 text_at(object, "output").unwrap_or_default(),
@@ -119,7 +125,7 @@ fn conversation(list: &[Value]) -> Result<Vec<Message>, Reason> {
             return Err("a message without a role".to_string());
         }
     }
-    Ok(messages)
+    Ok((messages, format))
 }
 
 /// `instruction` with an optional `input`; the answer is `output` or `response`. `history` holds
@@ -165,7 +171,7 @@ fn self_instruct(row: &Object, instances: &[Value]) -> Result<Vec<Message>, Reas
     ])
 }
 
-fn with_input(instruction: &str, input: &str) -> String {
+pub(crate) fn with_input(instruction: &str, input: &str) -> String {
     if input.trim().is_empty() {
         instruction.to_string()
     } else {

@@ -34,31 +34,32 @@ pub struct Row {
     pub turns: Vec<Turn>,
 }
 
-/// A record as a system message and pairs of turns.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Conversation {
-    system: Option<String>,
-    turns: Vec<Turn>,
+/// What a conversation looks like, once it is known to be one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Its first message is a system message with a text.
+    pub(crate) has_system: bool,
+    /// A last question without an answer, which is left out.
+    pub(crate) last_question_unanswered: bool,
 }
 
-/// Pairs up the messages. A last question without an answer is left out and reported by the flag.
-pub(crate) fn pair_up(messages: Vec<Message>) -> Result<(Conversation, bool), Reason> {
+/// Whether the messages are pairs of question and answer, after a system message perhaps.
+pub(crate) fn layout(messages: &[Message]) -> Result<Layout, Reason> {
     let refuse = |reason: &str| Err(reason.to_string());
-    let mut messages = messages.into_iter().peekable();
-    let system = messages
-        .next_if(|first| first.role == Role::System)
-        .map(|first| first.content);
-    let mut turns = Vec::new();
+    let (system, rest) = match messages {
+        [first, rest @ ..] if first.role == Role::System => (Some(first), rest),
+        rest => (None, rest),
+    };
     let mut unanswered = false;
-    while let Some(question) = messages.next() {
-        match question.role {
+    for (i, pair) in rest.chunks(2).enumerate() {
+        match pair[0].role {
             Role::User => {}
-            Role::Assistant if turns.is_empty() => return refuse("the assistant speaks first"),
+            Role::Assistant if i == 0 => return refuse("the assistant speaks first"),
             Role::Assistant => return refuse("two assistant turns in a row"),
             Role::System => return refuse("a system message within the conversation"),
             Role::Tool => return refuse("tool calls"),
         }
-        let Some(answer) = messages.next() else {
+        let [question, answer] = pair else {
             unanswered = true;
             break;
         };
@@ -74,54 +75,69 @@ pub(crate) fn pair_up(messages: Vec<Message>) -> Result<(Conversation, bool), Re
         if answer.content.trim().is_empty() {
             return refuse("an empty answer");
         }
+    }
+    match (rest.len(), unanswered) {
+        (0, _) => return refuse("no turns"),
+        (1, true) => return refuse("a question without an answer"),
+        _ => {}
+    }
+    Ok(Layout {
+        has_system: system.is_some_and(|system| !system.content.trim().is_empty()),
+        last_question_unanswered: unanswered,
+    })
+}
+
+/// The rows of one record whose `layout` holds; none when it has a system message and such records are
+/// skipped.
+pub(crate) fn rows_of(
+    record: Record,
+    multi_turn: MultiTurn,
+    existing_system: ExistingSystem,
+) -> Vec<Row> {
+    let Record {
+        id,
+        source,
+        line,
+        messages,
+    } = record;
+    let mut messages = messages.into_iter().peekable();
+    let system = messages
+        .next_if(|first| first.role == Role::System)
+        .map(|first| first.content)
+        .filter(|text| !text.trim().is_empty());
+    let system = match existing_system {
+        ExistingSystem::Skip if system.is_some() => return Vec::new(),
+        ExistingSystem::Keep => system,
+        ExistingSystem::Skip | ExistingSystem::Replace => None,
+    };
+    let mut turns = Vec::new();
+    while let (Some(question), Some(answer)) = (messages.next(), messages.next()) {
         turns.push(Turn {
             question: question.content,
             answer: answer.content,
         });
     }
-    if turns.is_empty() {
-        return refuse(if unanswered {
-            "a question without an answer"
-        } else {
-            "no turns"
-        });
+    if multi_turn == MultiTurn::First {
+        turns.truncate(1);
     }
-    let system = system.filter(|text| !text.trim().is_empty());
-    Ok((Conversation { system, turns }, unanswered))
-}
-
-/// The rows of one record; none when the record has a system message and such records are skipped.
-pub(crate) fn rows_of(
-    record: &Record,
-    multi_turn: MultiTurn,
-    existing_system: ExistingSystem,
-) -> Result<Vec<Row>, Reason> {
-    let (Conversation { system, turns }, _) = pair_up(record.messages.clone())?;
-    let system = match existing_system {
-        ExistingSystem::Skip if system.is_some() => return Ok(Vec::new()),
-        ExistingSystem::Keep => system,
-        ExistingSystem::Skip | ExistingSystem::Replace => None,
-    };
-    let row = |id: String, history: &[Turn], turns: &[Turn]| Row {
-        id,
-        source: record.source.clone(),
-        line: record.line,
-        system: system.clone(),
-        history: history.to_vec(),
-        turns: turns.to_vec(),
-    };
-    Ok(match multi_turn {
-        MultiTurn::First => vec![row(record.id.clone(), &[], &turns[..1])],
-        MultiTurn::Whole => vec![row(record.id.clone(), &[], &turns)],
-        MultiTurn::Unroll if turns.len() == 1 => vec![row(record.id.clone(), &[], &turns)],
-        MultiTurn::Unroll => (0..turns.len())
-            .map(|i| {
-                row(
-                    format!("{}#{}", record.id, i + 1),
-                    &turns[..i],
-                    &turns[i..=i],
-                )
-            })
-            .collect(),
-    })
+    if multi_turn != MultiTurn::Unroll || turns.len() == 1 {
+        return vec![Row {
+            id,
+            source,
+            line,
+            system,
+            history: Vec::new(),
+            turns,
+        }];
+    }
+    (0..turns.len())
+        .map(|i| Row {
+            id: format!("{id}#{}", i + 1),
+            source: source.clone(),
+            line,
+            system: system.clone(),
+            history: turns[..i].to_vec(),
+            turns: turns[i..=i].to_vec(),
+        })
+        .collect()
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use flate2::{Compression, write::GzEncoder};
-use sysgen_core::config::{DataSection, ExistingSystem, MultiTurn};
+use sysgen_core::config::{ColumnsSection, DataSection, Deduplicate, ExistingSystem, MultiTurn};
 use sysgen_core::message::Message;
 use sysgen_data::input::{Turn, read, read_records};
 
@@ -302,4 +302,158 @@ fn no_rows_and_no_usable_rows_are_errors() {
         error.contains("can be used (2 × unknown format)"),
         "{error}"
     );
+}
+
+#[test]
+fn tables_are_rows_of_texts() {
+    let csv = b"question,answer\na,A\n\"b, with \"\"quotes\"\"\nand a line\",B\nc\n\xff,D\ne,E";
+    let bytes = csv.to_vec();
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(csv).unwrap();
+    for (name, bytes) in [("t.csv", bytes), ("t.CSV.gz", gzip.finish().unwrap())] {
+        let (_folder, data) = data(&[(name, &bytes)]);
+        let (records, counts) = read_records(&data).unwrap();
+        let read: Vec<(usize, &str)> = records
+            .iter()
+            .map(|record| (record.line, record.messages[0].content.as_str()))
+            .collect();
+        let quoted = "b, with \"quotes\"\nand a line";
+        assert_eq!(read, [(2, "a"), (3, quoted), (7, "e")], "{name}");
+        assert_eq!(counts.found, 5);
+        assert_eq!(
+            counts.files[0].formats,
+            [("question/answer".to_string(), 3)].into()
+        );
+        let places = |reason: &str| counts.unreadable[reason].first.clone();
+        assert_eq!(
+            places("more or fewer fields than columns"),
+            [format!("{name}:5")]
+        );
+        assert_eq!(places("not valid UTF-8"), [format!("{name}:6")]);
+    }
+    let tsv = "id\tconversations\n7\t[{\"from\":\"human\",\"value\":\"Q\"},{\"from\":\"gpt\",\"value\":\"A\"}]\n";
+    let quoted = tsv
+        .replace('[', "\"[")
+        .replace(']', "]\"")
+        .replace("\"from\"", "\"\"from\"\"");
+    let quoted = quoted
+        .replace("\"value\"", "\"\"value\"\"")
+        .replace("\"human\"", "\"\"human\"\"");
+    let quoted = quoted
+        .replace("\"gpt\"", "\"\"gpt\"\"")
+        .replace("\"Q\"", "\"\"Q\"\"")
+        .replace("\"A\"", "\"\"A\"\"");
+    for table in [tsv, &quoted] {
+        let (_folder, data) = data(&[("t.tsv", table.as_bytes())]);
+        let (records, _) = read_records(&data).unwrap();
+        assert_eq!(records[0].id, "7", "{table}");
+        assert_eq!(
+            records[0].messages,
+            [Message::user("Q"), Message::assistant("A")]
+        );
+    }
+}
+
+#[test]
+fn a_quote_that_is_never_closed_loses_no_rows_in_silence() {
+    let (_folder, open) = data(&[("t.csv", b"question,answer\na,A\n\"b,B\nc,C\nd,D\n")]);
+    let error = read_records(&open).unwrap_err().to_string();
+    assert!(
+        error
+            .contains("t.csv: a quote is opened and never closed, perhaps in the record of line 3"),
+        "{error}"
+    );
+    // An inch mark within a text is no opening quote.
+    let (_folder, inch) = data(&[("t.csv", b"question,answer\n5\" pipe?,A\n")]);
+    assert_eq!(read_records(&inch).unwrap().0.len(), 1);
+    let (_folder, unnamed) = data(&[("t.csv", b"\n\n")]);
+    assert!(
+        read_records(&unnamed)
+            .unwrap_err()
+            .to_string()
+            .contains("must name its columns")
+    );
+}
+
+#[test]
+fn columns_of_other_names_are_read_by_the_config() {
+    let rows = r#"{"nr":4,"frage":"Q","mehr":"I","antwort":42,"rolle":"S","question":"x","answer":"y"}
+{"frage":"Q"}"#;
+    let (_folder, mut data) = data(&[("r.jsonl", rows.as_bytes())]);
+    let column = str::to_string;
+    data.columns = ColumnsSection {
+        question: column("frage"),
+        input: column("mehr"),
+        answer: column("antwort"),
+        system: column("rolle"),
+        id: column("nr"),
+        ..ColumnsSection::default()
+    };
+    let (records, counts) = read_records(&data).unwrap();
+    assert_eq!(records[0].id, "4");
+    assert_eq!(
+        records[0].messages,
+        [
+            Message::system("S"),
+            Message::user("Q\nI"),
+            Message::assistant("42")
+        ]
+    );
+    assert_eq!(
+        counts.unreadable["no text in column antwort"].first,
+        ["r.jsonl:2"]
+    );
+    assert_eq!(
+        counts.files[0].to_string(),
+        "r.jsonl: 2 rows: 1 data.columns; 1 unreadable"
+    );
+    data.columns = ColumnsSection {
+        messages: column("dialog"),
+        ..ColumnsSection::default()
+    };
+    std::fs::write(&data.path[0], r#"{"dialog":[{"input":"Q","output":"A"}]}"#).unwrap();
+    assert_eq!(
+        read_records(&data).unwrap().0[0].messages,
+        [Message::user("Q"), Message::assistant("A")]
+    );
+}
+
+#[test]
+fn every_file_is_reported_by_format() {
+    let (_folder, data) = data(&[
+        (
+            "a.jsonl",
+            b"{\"question\":\"a\",\"answer\":\"A\"}\n{\"query\":\"b\",\"response\":\"B\"}\n{\"question\":\"c\",\"answer\":\"C\"}\nx",
+        ),
+        ("b.json", br#"[{"instruction":"d","input":"","output":"D"}]"#),
+    ]);
+    let (_, counts) = read_records(&data).unwrap();
+    let lines: Vec<String> = counts.files.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "a.jsonl: 4 rows: 2 question/answer, 1 query/response; 1 unreadable",
+            "b.json: 1 rows: 1 Alpaca"
+        ]
+    );
+    assert_eq!(
+        (counts.found, counts.unreadable["not valid JSON"].count),
+        (5, 1)
+    );
+}
+
+#[test]
+fn duplicates_and_contaminated_rows_are_counted_in_source_order() {
+    let rows = "{\"question\":\"a\",\"answer\":\"A\"}\n{\"question\":\"What is the sum of two and two?\",\"answer\":\"4\"}\n{\"question\":\"A\",\"answer\":\"a\"}\n{\"question\":\"b\",\"answer\":\"B\"}\n";
+    let (folder, mut data) = data(&[("r.jsonl", rows.as_bytes())]);
+    let bench = folder.path().join("bench.txt");
+    std::fs::write(&bench, "what is the sum of two and two\n").unwrap();
+    data.decontaminate = vec![bench];
+    data.deduplicate = Deduplicate::Exact;
+    data.shuffle = true;
+    data.limit = 1;
+    let counts = read(&data, 3).unwrap().counts;
+    assert_eq!(counts.contaminated.first, ["r.jsonl:2"]);
+    assert_eq!(counts.duplicates.first, ["r.jsonl:3"]);
+    assert_eq!((counts.beyond_limit, counts.used), (1, 1));
 }

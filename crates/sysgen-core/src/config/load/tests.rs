@@ -376,3 +376,35 @@ fn numbers_out_of_range_are_named_with_the_range() {
         "x.toml:9: learning_rate = -1 in [train] must be above 0 and finite",
     );
 }
+
+#[test]
+fn what_a_data_section_asks_for_must_fit_together() {
+    let data = |lines: &str| {
+        let with = START.replace("rows.jsonl\"\n", &format!("rows.jsonl\"\n{lines}\n"));
+        load(&format!("{with}[train]"), &[])
+    };
+    refused(
+        data("deduplicate = \"fuzzy\""),
+        "x.toml:6: deduplicate = \"fuzzy\" in [data] is not allowed; expected `none`, `exact`, `minhash`",
+    );
+    refused(
+        data("minhash_threshold = 1.5"),
+        "x.toml:6: minhash_threshold = 1.5 in [data] must be above 0 and at most 1",
+    );
+    refused(
+        data("decontaminate = [\"FOLDER/gone.jsonl\"]"),
+        "x.toml:6: decontaminate = \"gone.jsonl\" in [data] does not exist; give a file, relative to the current directory",
+    );
+    refused(
+        data("[data.columns]\nquestion = \"q\""),
+        "x.toml:7: question = \"q\" in [data.columns] needs answer = \"…\" beside it",
+    );
+    refused(
+        data("[data.columns]\nmessages = \"m\"\nquestion = \"q\"\nanswer = \"a\""),
+        "x.toml:7: messages = \"m\" in [data.columns] cannot stand beside question and answer; leave one of both out",
+    );
+    refused(
+        data("[data.columns]\nanser = \"a\""),
+        "x.toml:7: unknown key `anser` in [data.columns]; did you mean `answer`?",
+    );
+}
