@@ -20,7 +20,9 @@ pub use model::{
     ColumnsSection, DataSection, Deduplicate, DefaultSystem, DeviceChoice, ExistingSystem,
     ModelInit, ModelSection, MultiTurn, SystemRole,
 };
-pub use train::{ExportDtype, ExportSection, LrScheduler, TrainMethod, TrainSection};
+pub use train::{
+    ALL_LINEAR, AdapterExport, ExportDtype, ExportSection, LrScheduler, TrainMethod, TrainSection,
+};
 
 /// A whole run. `[generate]`, `[train]` and `[export]` each run when they are present, in that order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,8 @@
 //! exist, and with recomputation only the layers' inputs are kept: a layer is run once more when its gradients are due.
 //! Both ways run the same operations on the same numbers.
 
+use std::borrow::Cow;
+
 use burn::tensor::Tensor;
 
 use crate::decoder::Decoder;
@@ -25,20 +27,28 @@ struct Graph {
     output: Tensor<3>,
 }
 
+/// How a backward pass is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Layers' insides are not kept but computed again: less memory, a third more work, the same numbers.
+    pub gradient_checkpointing: bool,
+    /// Start of the random bits of this pass, where adapters have dropout.
+    pub dropout_seed: u64,
+}
+
 impl Decoder {
     /// The loss of `tokens`, and the gradient of every trained parameter it depends on.
     ///
     /// `loss` gets the hidden states after the final norm `[batch, time, dim]` and the head `[vocab, dim]`, both tracked,
     /// and returns one number. `gradients` gets the place of a parameter in [`Decoder::trainable`] and its gradient, the
-    /// last layer's first. The decoder lives on a plain (not autodiff) device. With `gradient_checkpointing` the layers' insides are
-    /// not kept but computed again: less memory, a third more work, the same numbers.
+    /// last layer's first. The decoder lives on a plain (not autodiff) device.
     ///
     /// # Panics
     /// As [`Decoder::hidden`].
     pub fn backward(
         &self,
         tokens: &Tokens,
-        gradient_checkpointing: bool,
+        pass: Pass,
         loss: impl FnOnce(Tensor<3>, Tensor<2>) -> Tensor<1>,
         mut gradients: impl FnMut(usize, Weight),
     ) -> Tensor<1> {
@@ -47,9 +57,10 @@ impl Decoder {
         let tracked = plain.autodiff();
 
         let mut x = self.embed(&tokens.ids, [tokens.batch, tokens.time]);
-        let mut passed = Vec::with_capacity(self.weights.layers.len());
-        for (layer, window) in self.weights.layers.iter().zip(&self.config.windows) {
-            if gradient_checkpointing {
+        let layers = self.training_layers(pass.dropout_seed);
+        let mut passed = Vec::with_capacity(layers.len());
+        for (layer, window) in layers.iter().zip(&self.config.windows) {
+            if pass.gradient_checkpointing {
                 passed.push(Passed::Input(x.clone()));
                 x = self.layer(layer, *window, x, &plain);
             } else {
@@ -60,7 +71,7 @@ impl Decoder {
         }
 
         let (value, mut gradient, mut table) = self.end(x, loss, &mut gradients);
-        let layers = self.weights.layers.iter().zip(&self.config.windows);
+        let layers = layers.iter().zip(&self.config.windows);
         let adapters = self.lora.is_some();
         let mut place = match adapters {
             true => self.trainable_count(),
@@ -138,6 +149,22 @@ impl Decoder {
             .grad_remove(&mut all)
             .expect("the loss depends on the hidden states");
         (value.inner(), gradient, table)
+    }
+
+    /// The layers as this pass sees them: with dropout where adapters have it.
+    fn training_layers(&self, seed: u64) -> Cow<'_, [Layer]> {
+        match &self.lora {
+            Some(lora) if lora.dropout > 0.0 => {
+                let layers = (1u64..).zip(&self.weights.layers);
+                layers
+                    .map(|(number, layer)| {
+                        let seed = seed.wrapping_add(number.wrapping_mul(0xa076_1d64_78bd_642f));
+                        layer.with_dropout(lora.dropout, seed)
+                    })
+                    .collect()
+            }
+            _ => Cow::Borrowed(&self.weights.layers),
+        }
     }
 
     fn graph(&self, layer: &Layer, window: Option<usize>, x: Tensor<3>, scene: &Scene) -> Graph {

@@ -320,7 +320,7 @@ fn dtype_of(name: &str) -> Option<(usize, Option<StoredDtype>)> {
     })
 }
 
-fn decode(bytes: &[u8], dtype: StoredDtype) -> Vec<f32> {
+pub(crate) fn decode(bytes: &[u8], dtype: StoredDtype) -> Vec<f32> {
     let halves = || {
         bytes
             .as_chunks::<2>()

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sysgen_ops::{AttentionShape, Segments};
+use sysgen_ops::{AttentionShape, LinearWeight, Segments};
 
 use crate::adapters::Lora;
 use crate::checkpoint::Checkpoint;
@@ -17,7 +17,7 @@ use crate::layer::{Rotation, Scene, norm};
 use crate::names::{Entry, Kind, entries};
 use crate::save::{self, ExportDtype};
 use crate::tokens::Tokens;
-use crate::weights::{Layer, Parameter, Weight, Weights};
+use crate::weights::{Layer, Parameter, Source, Weight, Weights};
 
 /// A language model of one of the supported families. All weights are f32: it is what every op computes in, and what
 /// f16 and bf16 files convert to without loss.
@@ -37,6 +37,19 @@ impl Decoder {
     /// The configuration is not supported, or a tensor is missing, surplus, mis-shaped or truncated; found from the
     /// headers, before any tensor is made.
     pub fn load(dir: &Path, device: &Device) -> Result<Decoder> {
+        Decoder::load_as(dir, device, false)
+    }
+
+    /// As [`Decoder::load`], with the projections of all layers in four bits (NF4), quantised one tensor at a time. Such a
+    /// decoder is frozen: only adapters beside it can be trained.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_nf4(dir: &Path, device: &Device) -> Result<Decoder> {
+        Decoder::load_as(dir, device, true)
+    }
+
+    fn load_as(dir: &Path, device: &Device, nf4: bool) -> Result<Decoder> {
         let config = ModelConfig::from_directory(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
@@ -45,7 +58,7 @@ impl Decoder {
             .map(|Entry { name, shape, .. }| {
                 Weight::from_values(checkpoint.values(&name), &shape, device)
             });
-        let weights = Weights::from_list(&config, list.collect());
+        let weights = Weights::from_source(&config, Source::new(list, nf4));
         Ok(Decoder {
             config,
             weights,
@@ -73,6 +86,12 @@ impl Decoder {
             weights,
             lora: None,
         }
+    }
+
+    /// Whether its projections are in four bits.
+    pub fn is_nf4(&self) -> bool {
+        let mut layers = self.weights.layers.iter();
+        layers.any(|layer| matches!(layer.output.weight, LinearWeight::Nf4(_)))
     }
 
     /// The device of the weights.
@@ -159,11 +178,12 @@ impl Decoder {
     ///
     /// # Errors
     /// A file cannot be written or read, `like` does not fit the model, `dir` holds other weight files, or a value
-    /// does not fit into f16. A decoder with adapters is refused: its weights alone would not be what was trained.
+    /// does not fit into f16. A decoder with adapters is refused, since its weights alone are not what was trained: merge
+    /// them first, or save the adapter.
     pub fn save(&self, dir: &Path, dtype: ExportDtype, like: Option<&Path>) -> Result<()> {
         ensure!(
             self.lora.is_none(),
-            "{}: adapters cannot be saved yet",
+            "{}: the adapters have to be merged before the weights are saved",
             dir.display()
         );
         save::save(&self.config, &self.parameters(), dir, dtype, like)

@@ -3,6 +3,7 @@
 //! One decoder serves Llama 2 and 3, Solar, Qwen2.5, Phi-3 and Phi-4, Gemma-2, Mistral and Qwen3; what differs between
 //! them is data in [`ModelConfig`]. Knows nothing of text, tokenizers, sampling or training.
 
+mod adapter_file;
 mod adapters;
 mod backward;
 mod cache;
@@ -24,7 +25,9 @@ mod weights;
 
 pub use burn::tensor::Device;
 
-pub use adapters::{Frozen, Lora};
+pub use adapter_file::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+pub use adapters::{ALL_LINEAR, Frozen, Lora};
+pub use backward::Pass;
 pub use cache::KvCache;
 pub use cached::Run;
 pub use config::{Activation, Biases, Family, ModelConfig, SUPPORTED, StoredDtype};

@@ -132,26 +132,7 @@ fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: StoredDtype) -> Resu
     };
     ensure_empty(dir, &files, files.len() > 1)?;
     for (shard, file) in shards.iter().zip(&files) {
-        let mut header = Map::new();
-        header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
-        let mut at = 0;
-        for parameter in shard {
-            let end = at + parameter.tensor.len() as u64 * width;
-            header.insert(parameter.name.clone(), json!({ "dtype": dtype_name(dtype), "shape": parameter.tensor.shape(), "data_offsets": [at, end] }));
-            at = end;
-        }
-        let mut header = Value::Object(header).to_string();
-        // Readers map the file and want the tensors aligned.
-        while !header.len().is_multiple_of(8) {
-            header.push(' ');
-        }
-        write_file(&dir.join(file), |out| {
-            out.write_all(&(header.len() as u64).to_le_bytes())?;
-            out.write_all(header.as_bytes())?;
-            shard.iter().try_for_each(|parameter| {
-                encode(&parameter.name, &parameter.tensor.to_vec(), dtype, out)
-            })
-        })?;
+        write_shard(&dir.join(file), shard, dtype)?;
     }
     if files.len() > 1 {
         let count: u64 = parameters
@@ -171,6 +152,40 @@ fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: StoredDtype) -> Resu
         write_json(&dir.join(INDEX), &index)?;
     }
     Ok(())
+}
+
+/// Writes one file with these tensors in alphabetical order.
+pub(crate) fn write_tensors(
+    path: &Path,
+    parameters: &[Parameter],
+    dtype: StoredDtype,
+) -> Result<()> {
+    let mut sorted: Vec<&Parameter> = parameters.iter().collect();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    write_shard(path, &sorted, dtype)
+}
+
+fn write_shard(path: &Path, parameters: &[&Parameter], dtype: StoredDtype) -> Result<()> {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
+    let mut at = 0;
+    for parameter in parameters {
+        let end = at + parameter.tensor.len() as u64 * width(dtype);
+        header.insert(parameter.name.clone(), json!({ "dtype": dtype_name(dtype), "shape": parameter.tensor.shape(), "data_offsets": [at, end] }));
+        at = end;
+    }
+    let mut header = Value::Object(header).to_string();
+    // Readers map the file and want the tensors aligned.
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    write_file(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(header.as_bytes())?;
+        parameters.iter().try_for_each(|parameter| {
+            encode(&parameter.name, &parameter.tensor.to_vec(), dtype, out)
+        })
+    })
 }
 
 /// Consecutive groups of at most `limit` values; a larger tensor is alone.
@@ -317,7 +332,7 @@ fn dtype_name(dtype: StoredDtype) -> &'static str {
     }
 }
 
-fn write_json(path: &Path, json: &Value) -> Result<()> {
+pub(crate) fn write_json(path: &Path, json: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(json)
         .with_context(|| format!("cannot write {}", path.display()))?;
     write_file(path, |out| writeln!(out, "{text}"))

@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
-use sysgen_ops::Adapter;
+use sysgen_ops::{Adapter, Dropout, LinearWeight, Nf4};
 
 use crate::config::ModelConfig;
 use crate::names::{Entry, entries};
@@ -94,28 +94,51 @@ impl Weight {
 /// `x · weightᵀ + bias`, and the adapter's share if there is one.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
-    pub(crate) weight: Tensor<2>,
+    pub(crate) weight: LinearWeight,
     bias: Option<Tensor<1>>,
     pub(crate) adapter: Option<Adapter>,
 }
 
 impl Linear {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        let bias = self.bias.clone();
         match &self.adapter {
-            None => sysgen_ops::linear(x, weight, bias),
-            Some(adapter) => sysgen_ops::lora_linear(x, weight, bias, adapter),
+            None => self.weight.project(x, bias),
+            Some(adapter) => sysgen_ops::lora_linear(x, &self.weight, bias, adapter),
+        }
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        match &self.weight {
+            LinearWeight::Dense(weight) => weight.device(),
+            LinearWeight::Nf4(weight) => weight.device(),
         }
     }
 
     /// The same on the autodiff device with only the adapter tracked, which is added to `tracked`.
     fn autodiff_adapter(&mut self, tracked: &mut Vec<Weight>) {
-        if let Some(Adapter { a, b, .. }) = &mut self.adapter {
-            for tensor in [a, b] {
-                *tensor = tensor.clone().autodiff().require_grad();
-                tracked.push(Weight::Matrix(tensor.clone()));
-            }
+        if let LinearWeight::Dense(weight) = &mut self.weight {
+            *weight = weight.clone().autodiff();
         }
+        untrack(&mut self.bias);
+        let Some(adapter) = &mut self.adapter else {
+            return;
+        };
+        for tensor in [&mut adapter.a, &mut adapter.b] {
+            *tensor = tensor.clone().autodiff().require_grad();
+            tracked.push(Weight::Matrix(tensor.clone()));
+        }
+        if let Some(magnitude) = &mut adapter.magnitude {
+            *magnitude = magnitude.clone().autodiff().require_grad();
+            tracked.push(Weight::Vector(magnitude.clone()));
+        }
+    }
+}
+
+/// A vector, if there is one, on the autodiff device without a gradient.
+fn untrack<'a>(vector: impl IntoIterator<Item = &'a mut Tensor<1>>) {
+    for tensor in vector {
+        *tensor = tensor.clone().autodiff();
     }
 }
 
@@ -179,7 +202,12 @@ impl Weights {
         for (Entry { name, shape, .. }, weight) in expected.iter().zip(&list) {
             assert_eq!(&weight.shape(), shape, "shape of {name}");
         }
-        let mut list = Source(list.into_iter());
+        Weights::from_source(config, Source::of(list))
+    }
+
+    /// Takes tensors in the order of [`entries`], in which they have been found to fit, one at a time. With `nf4` the
+    /// projections are quantised as they come.
+    pub(crate) fn from_source(config: &ModelConfig, mut list: Source) -> Weights {
         Weights {
             embedding: list.matrix(),
             layers: (0..config.layers)
@@ -206,25 +234,39 @@ impl Layer {
     /// The same on the autodiff device, and what of it is trained, in the order of the names, to ask for its gradients:
     /// every parameter, or with adapters these alone.
     pub(crate) fn autodiff(&self, config: &ModelConfig, adapters: bool) -> (Layer, Vec<Weight>) {
+        if adapters {
+            return self.autodiff_adapters();
+        }
         let mut list = Vec::new();
         self.clone().into_list(&mut list);
-        let place = if adapters {
-            Weight::untracked
-        } else {
-            Weight::autodiff
-        };
-        let list: Vec<Weight> = list.into_iter().map(place).collect();
-        let mut layer = Layer::from_list(config, &mut Source(list.clone().into_iter()));
-        if !adapters {
-            return (layer, list);
-        }
-        let mut tracked = Vec::new();
-        let mut source = self.clone();
-        for (linear, own) in layer.projections().into_iter().zip(source.projections()) {
-            linear.adapter = own.adapter.take();
+        let list: Vec<Weight> = list.into_iter().map(Weight::autodiff).collect();
+        let layer = Layer::from_list(config, &mut Source::of(list.clone()));
+        (layer, list)
+    }
+
+    fn autodiff_adapters(&self) -> (Layer, Vec<Weight>) {
+        let (mut layer, mut tracked) = (self.clone(), Vec::new());
+        for linear in layer.projections() {
             linear.autodiff_adapter(&mut tracked);
         }
+        untrack([&mut layer.input_norm, &mut layer.feed_forward_norm]);
+        untrack(layer.head_norms.iter_mut().flatten());
+        untrack(&mut layer.post_attention_norm);
+        untrack(&mut layer.post_feed_forward_norm);
         (layer, tracked)
+    }
+
+    /// The same with what its adapters do not see, drawn from `seed` for each of them.
+    pub(crate) fn with_dropout(&self, probability: f64, seed: u64) -> Layer {
+        let mut layer = self.clone();
+        for (index, linear) in layer.projections().into_iter().enumerate() {
+            if let Some(adapter) = &mut linear.adapter {
+                // Two odd numbers keep the streams of neighbouring layers and modules apart.
+                let seed = seed ^ (index as u64 + 1).wrapping_mul(0xd6e8_feb8_6659_fd93);
+                adapter.dropout = Some(Dropout { probability, seed });
+            }
+        }
+        layer
     }
 
     /// Its projections, in the order of the names.
@@ -285,17 +327,32 @@ impl<const N: usize> Projection<N> {
 
 impl Linear {
     fn into_list(self, list: &mut Vec<Weight>) {
-        list.push(Weight::Matrix(self.weight));
+        list.push(Weight::Matrix(self.weight.dense()));
         list.extend(self.bias.map(Weight::Vector));
     }
 }
 
 /// Hands out the checked tensors one after the other.
-struct Source(std::vec::IntoIter<Weight>);
+pub(crate) struct Source<'a> {
+    list: Box<dyn Iterator<Item = Weight> + 'a>,
+    nf4: bool,
+}
 
-impl Source {
+impl<'a> Source<'a> {
+    /// Tensors that are made when they are asked for; with `nf4` projections become four bits wide.
+    pub(crate) fn new(list: impl Iterator<Item = Weight> + 'a, nf4: bool) -> Source<'a> {
+        let list = Box::new(list);
+        Source { list, nf4 }
+    }
+
+    fn of(list: Vec<Weight>) -> Source<'static> {
+        Source::new(list.into_iter(), false)
+    }
+
     fn next(&mut self) -> Weight {
-        self.0.next().expect("the number of parameters was checked")
+        self.list
+            .next()
+            .expect("the number of parameters was checked")
     }
 
     fn vector(&mut self) -> Tensor<1> {
@@ -313,8 +370,16 @@ impl Source {
     }
 
     fn linear(&mut self, bias: bool) -> Linear {
+        let weight = self.matrix();
+        let weight = if self.nf4 {
+            let (shape, device) = (weight.dims(), weight.device());
+            let values = Weight::Matrix(weight).to_vec();
+            LinearWeight::Nf4(Nf4::quantise(&values, shape, &device))
+        } else {
+            LinearWeight::Dense(weight)
+        };
         Linear {
-            weight: self.matrix(),
+            weight,
             bias: bias.then(|| self.vector()),
             adapter: None,
         }

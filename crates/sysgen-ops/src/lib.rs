@@ -10,6 +10,8 @@ mod backward;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod device;
+mod dropout;
+mod dynamic;
 mod few_rows;
 mod fused;
 mod gated;
@@ -18,6 +20,7 @@ mod launch;
 mod linear;
 mod lora;
 mod matmul;
+mod nf4;
 mod pack;
 pub mod parity;
 mod product;
@@ -35,9 +38,11 @@ pub use attention::{
 };
 pub use backward::backward;
 pub use cross_entropy::linear_cross_entropy;
+pub use dropout::{Dropout, dropout};
 pub use gated::{geglu_tanh, swiglu};
 pub use linear::linear;
-pub use lora::{Adapter, lora_linear};
+pub use lora::{Adapter, LinearWeight, lora_linear, merged, row_lengths};
+pub use nf4::{Nf4, nf4_bytes, nf4_linear};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use rows::add_rows;
@@ -46,6 +51,7 @@ pub use rows::add_rows;
 pub mod reference {
     pub use crate::attention::reference as attention;
     pub use crate::cross_entropy::reference as linear_cross_entropy;
+    pub use crate::dropout::reference as dropout;
     pub use crate::gated::{geglu_tanh_reference as geglu_tanh, swiglu_reference as swiglu};
     pub use crate::linear::reference as linear;
     pub use crate::lora::reference as lora_linear;

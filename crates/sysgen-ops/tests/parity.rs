@@ -8,9 +8,10 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use common::{close, numbers, tensor};
 use sysgen_ops::{
-    AdamW, Adapter, AttentionShape, CachedRun, Heads, Moments, Segments, adamw_step, add_rows,
-    attention, backward, cached_attention, geglu_tanh, linear, linear_cross_entropy, lora_linear,
-    reference, rms_norm, rope, squared_norm, swiglu,
+    AdamW, Adapter, AttentionShape, CachedRun, Dropout, Heads, LinearWeight, Moments, Nf4,
+    Segments, adamw_step, add_rows, attention, backward, cached_attention, geglu_tanh, linear,
+    linear_cross_entropy, lora_linear, merged, nf4_linear, reference, rms_norm, rope, squared_norm,
+    swiglu,
 };
 
 /// Output and the gradients of all inputs, for a loss of the output weighted with fixed random numbers.
@@ -159,28 +160,94 @@ fn linear_cross_entropy_agrees() {
 
 #[test]
 fn lora_linear_agrees() {
-    type Op = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>, &Adapter) -> Tensor<2>;
+    type Op = fn(Tensor<2>, &LinearWeight, Option<Tensor<1>>, &Adapter) -> Tensor<2>;
     let sizes = [(1, 8, 5, 1), (7, 33, 65, 4), (129, 96, 40, 16)];
-    for (rows, input, output, rank) in sizes {
-        let run = |op: Op| {
-            let shapes: [&[usize]; 3] = [&[rows, input], &[rank, input], &[output, rank]];
+    let kinds = [(false, false), (false, true), (true, false), (true, true)];
+    for ((rows, input, output, rank), four_bits) in sizes.into_iter().zip([false, true, false]) {
+        for (dora, dropped) in kinds {
+            let run = |op: Op| {
+                let shapes: [&[usize]; 4] =
+                    [&[rows, input], &[rank, input], &[output, rank], &[output]];
+                pass(&shapes[..if dora { 4 } else { 3 }], |x| {
+                    let device = x[0].device();
+                    let adapter = Adapter {
+                        a: x[1].clone().reshape([rank, input]),
+                        b: x[2].clone().reshape([output, rank]),
+                        scale: 2.0,
+                        magnitude: x.get(3).cloned(),
+                        dropout: dropped.then_some(Dropout {
+                            probability: 0.25,
+                            seed: 7,
+                        }),
+                    };
+                    let dense = tensor(8, [output, input], &device);
+                    let weight = match four_bits {
+                        true => LinearWeight::Nf4(Nf4::quantise(
+                            &numbers(dense),
+                            [output, input],
+                            &Device::flex(),
+                        )),
+                        false => LinearWeight::Dense(dense),
+                    };
+                    let bias = tensor(9, [output], &device);
+                    let x = x[0].clone().reshape([rows, input]);
+                    op(x, &weight, Some(bias), &adapter).reshape([rows * output])
+                })
+            };
+            let name = format!(
+                "lora_linear {rows}x{input}x{output} rank {rank}, dora {dora}, dropout {dropped}"
+            );
+            same(&name, run(lora_linear), run(lora_reference));
+        }
+    }
+}
+
+/// The reference with every tensor inside the graph.
+fn lora_reference(
+    x: Tensor<2>,
+    weight: &LinearWeight,
+    bias: Option<Tensor<1>>,
+    adapter: &Adapter,
+) -> Tensor<2> {
+    let weight = LinearWeight::Dense(weight.dense().autodiff());
+    reference::lora_linear(x, &weight, bias, adapter)
+}
+
+#[test]
+fn nf4_linear_is_linear_with_the_weight_made_whole() {
+    for (rows, input, output) in [(1, 8, 5), (7, 33, 65), (129, 96, 40)] {
+        let shapes: [&[usize]; 2] = [&[rows, input], &[output]];
+        let weight = numbers(tensor(8, [output, input], &Device::flex()));
+        let weight = Nf4::quantise(&weight, [output, input], &Device::flex());
+        let run = |op: &dyn Fn(Tensor<2>, Option<Tensor<1>>) -> Tensor<2>| {
             pass(&shapes, |x| {
-                let device = x[0].device();
-                let adapter = Adapter {
-                    a: x[1].clone().reshape([rank, input]),
-                    b: x[2].clone().reshape([output, rank]),
-                    scale: 2.0,
-                };
-                let (weight, bias) = (
-                    tensor(8, [output, input], &device),
-                    tensor(9, [output], &device),
-                );
-                let x = x[0].clone().reshape([rows, input]);
-                op(x, weight, Some(bias), &adapter).reshape([rows * output])
+                op(x[0].clone().reshape([rows, input]), Some(x[1].clone()))
             })
         };
-        let name = format!("lora_linear {rows}x{input}x{output} rank {rank}");
-        same(&name, run(lora_linear), run(reference::lora_linear));
+        same(
+            &format!("nf4_linear {rows}x{input}x{output}"),
+            run(&|x, bias| nf4_linear(x, &weight, bias)),
+            run(&|x, bias| reference::linear(x, weight.dequantise().autodiff(), bias)),
+        );
+    }
+}
+
+#[test]
+fn a_merged_weight_is_the_projection_with_its_adapter() {
+    for dora in [false, true] {
+        let device = Device::flex();
+        let (weight, x) = (tensor(1, [40, 96], &device), tensor(2, [7, 96], &device));
+        let adapter = Adapter {
+            a: tensor(3, [4, 96], &device),
+            b: tensor(4, [40, 4], &device),
+            scale: 0.5,
+            magnitude: dora.then(|| tensor(5, [40], &device)),
+            dropout: None,
+        };
+        let weight = LinearWeight::Dense(weight);
+        let beside = lora_linear(x.clone(), &weight, None, &adapter);
+        let inside = linear(x, merged(&weight, &adapter), None);
+        close("merged", &numbers(beside), &numbers(inside));
     }
 }
 

@@ -31,7 +31,10 @@ const RECIPE: &str = "AdamW lr 1e-4, betas .9/.95, eps 1e-8, wd 0.1 on ALL param
 const LORA: Lora = Lora {
     rank: 16,
     alpha: 32.0,
+    dropout: 0.0,
     target_modules: Vec::new(),
+    rslora: false,
+    dora: false,
 };
 /// Of random weights.
 const SEED: u64 = 0;
@@ -157,7 +160,7 @@ fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Rep
     drop(parameters);
     let decoder = match arguments.method {
         Method::Full => decoder,
-        Method::Lora => decoder.with_lora(LORA, SEED),
+        Method::Lora => decoder.with_lora(LORA, SEED)?,
     };
     let mut optimizer = Optimizer::new(&decoder.trainable(), SETTINGS);
     optimizer.decay_vectors = true;

@@ -1,6 +1,7 @@
 //! `checkpoint-N/`: everything needed to go on after step N as if nothing had happened, bit for bit.
 //!
-//! The weights are a Hugging Face folder in f32 (a checkpoint can be loaded like any model), the moments lie beside them in
+//! The weights are a Hugging Face folder in f32 (a checkpoint can be loaded like any model), or an adapter in PEFT's format
+//! where only that is trained; the moments lie beside them in
 //! `optimizer.safetensors`, and `trainer_state.json`, written last, lists the size of every file: a checkpoint is complete
 //! when it is there and the sizes are right. The data cursor is the step number (see [`crate::order`]).
 
@@ -14,7 +15,7 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sysgen_chat::Chat;
 use sysgen_core::files::{write_atomically, write_directory_atomically};
-use sysgen_model::{Decoder, ExportDtype, Parameter, StoredDtype};
+use sysgen_model::{ADAPTER_CONFIG, Decoder, ExportDtype, Parameter, StoredDtype};
 use sysgen_ops::{AdamW, Moments};
 
 use crate::identity::Identity;
@@ -78,6 +79,7 @@ pub struct Found {
 /// When a file cannot be written; the folder is then as it was.
 pub fn save(
     output_dir: &Path,
+    base: &Path,
     trainer: &Trainer,
     chat: &Chat,
     progress: &Progress,
@@ -87,14 +89,19 @@ pub fn save(
 ) -> Result<PathBuf> {
     let path = output_dir.join(format!("checkpoint-{}", progress.step));
     write_directory_atomically(&path, |dir| {
-        trainer
-            .decoder()
-            .save(dir, ExportDtype::Of(StoredDtype::F32), None)?;
+        let decoder = trainer.decoder();
+        match decoder.lora() {
+            None => decoder.save(dir, ExportDtype::Of(StoredDtype::F32), None)?,
+            Some(_) => {
+                let base = base.display().to_string();
+                decoder.save_adapter(dir, &base, StoredDtype::F32)?;
+            }
+        }
         chat.save(dir)?;
         std::fs::write(dir.join("config.toml"), effective_config)?;
         save_moments(
             &dir.join(MOMENTS_FILE),
-            &trainer.decoder().parameters(),
+            &decoder.trainable(),
             &trainer.optimizer,
         )?;
         let state = SavedState {
@@ -145,7 +152,8 @@ pub fn find(output_dir: &Path) -> Result<Found> {
     Ok(found)
 }
 
-/// Loads weights, moments and settings of a complete checkpoint.
+/// Loads weights, moments and settings of a complete checkpoint; `base` gives the model its adapters belong to, if it
+/// holds adapters alone.
 ///
 /// # Errors
 /// When a file does not hold what the model in it needs.
@@ -154,11 +162,12 @@ pub fn load(
     settings: AdamW,
     max_grad_norm: f64,
     device: &Device,
+    base: impl FnOnce() -> Result<Decoder>,
 ) -> Result<Trainer> {
-    let decoder = Decoder::load(&checkpoint.path, device)?;
+    let decoder = load_decoder(checkpoint, device, base)?;
     let states = load_moments(
         &checkpoint.path.join(MOMENTS_FILE),
-        &decoder.parameters(),
+        &decoder.trainable(),
         device,
     )?;
     let optimizer = Optimizer {
@@ -168,6 +177,22 @@ pub fn load(
         decay_vectors: false,
     };
     Ok(Trainer::new(decoder, optimizer, max_grad_norm))
+}
+
+/// The model of a complete checkpoint, with its adapters where it holds those alone.
+///
+/// # Errors
+/// When a file does not hold what the model in it needs.
+pub fn load_decoder(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    base: impl FnOnce() -> Result<Decoder>,
+) -> Result<Decoder> {
+    if checkpoint.path.join(ADAPTER_CONFIG).exists() {
+        base()?.with_adapter(&checkpoint.path)
+    } else {
+        Decoder::load(&checkpoint.path, device)
+    }
 }
 
 fn read_state(path: &Path) -> Result<SavedState> {

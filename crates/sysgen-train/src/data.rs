@@ -9,6 +9,7 @@ use sysgen_core::config::TrainSection;
 use sysgen_model::ModelConfig;
 use sysgen_train::check::{Findings, Subject, check, preview};
 use sysgen_train::example::{Example, Examples, prepare};
+use sysgen_train::method;
 use sysgen_train::rows::{Row, Split, split, training_rows};
 
 /// Rows that are named where rows are lost; the rest is counted.
@@ -40,6 +41,7 @@ pub(crate) fn load_chat(config: &RunConfig) -> Result<Chat> {
 /// Reads and renders the rows of a run, and says what was lost on the way.
 pub(crate) fn load(config: &RunConfig, train: &TrainSection) -> Result<Data> {
     let model = ModelConfig::from_directory(&config.model.path)?;
+    method::lora(train, &model)?;
     let chat = load_chat(config)?;
     let found = training_rows(config)?;
     for bad in found.bad.iter().take(NAMED_ROWS) {

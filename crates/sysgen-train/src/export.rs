@@ -9,17 +9,16 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use sysgen_chat::{Chat, ChatOptions};
-use sysgen_core::config::{DefaultSystem, ExportDtype, SystemRole};
+use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
 use sysgen_core::files::write_directory_atomically;
 use sysgen_core::message::Message;
-use sysgen_model::{Decoder, Device, Parameter, StoredDtype, Tokens, Weight};
+use sysgen_model::{Decoder, Device, Parameter, StoredDtype, Weight};
 
 use crate::check::same_ids;
+use crate::method::probe;
 
 /// Says that a folder is an export of ours and may be replaced by the next one.
 const MARKER: &str = "sysgen.json";
-/// Tokens of the batch whose logits are compared.
-const PROBE_TOKENS: usize = 64;
 
 /// What is exported, and where.
 pub struct Export<'a> {
@@ -31,6 +30,8 @@ pub struct Export<'a> {
     pub path: &'a Path,
     /// Number format of the weights.
     pub dtype: ExportDtype,
+    /// Whether a decoder with adapters is written as its adapters alone; merged ones have none any more.
+    pub adapter: AdapterExport,
     /// The folder the model was loaded from: its names, shards and number formats are kept. None for a model from scratch.
     pub like: Option<&'a Path>,
     /// Conversations whose ids must come out of the exported files as they come out of the ones in use.
@@ -47,7 +48,12 @@ impl Export<'_> {
     pub fn write(&self) -> Result<PathBuf> {
         self.refuse_foreign_folder()?;
         write_directory_atomically(self.path, |dir| {
-            self.decoder.save(dir, self.model_dtype(), self.like)?;
+            if self.keeps_adapter() {
+                self.decoder
+                    .save_adapter(dir, &self.base(), self.adapter_dtype())?;
+            } else {
+                self.decoder.save(dir, self.model_dtype(), self.like)?;
+            }
             self.chat.save(dir)?;
             self.stop_ids(&dir.join("generation_config.json"))?;
             std::fs::write(dir.join("README.md"), self.card())?;
@@ -73,6 +79,24 @@ impl Export<'_> {
             );
         }
         Ok(())
+    }
+
+    fn keeps_adapter(&self) -> bool {
+        self.adapter == AdapterExport::Keep && self.decoder.lora().is_some()
+    }
+
+    fn base(&self) -> String {
+        self.like
+            .map_or_else(String::new, |like| like.display().to_string())
+    }
+
+    /// An adapter is small: it is rounded only where that is asked for.
+    fn adapter_dtype(&self) -> StoredDtype {
+        match self.dtype {
+            ExportDtype::Auto | ExportDtype::F32 => StoredDtype::F32,
+            ExportDtype::Bf16 => StoredDtype::Bf16,
+            ExportDtype::F16 => StoredDtype::F16,
+        }
     }
 
     fn model_dtype(&self) -> sysgen_model::ExportDtype {
@@ -137,16 +161,12 @@ impl Export<'_> {
 
     fn verify(&self, dir: &Path) -> Result<()> {
         let device = self.decoder.device();
-        let reloaded = Decoder::load(dir, &device)?;
-        let vocab =
-            u32::try_from(self.decoder.config.vocab_size).context("the vocabulary is too large")?;
-        // Spread over the whole vocabulary: a shifted or cut table shows.
-        let ids: Vec<u32> = (0..PROBE_TOKENS as u32)
-            .map(|n| (n * (vocab / PROBE_TOKENS as u32).max(1)) % vocab)
-            .collect();
-        let probe = Tokens::padded(&[&ids], 0);
-        let expected = logits(&rounded_as_stored(self.decoder, dir, &device)?, &probe);
-        let found = logits(&reloaded, &probe);
+        let reloaded = match self.keeps_adapter() {
+            true => self.decoder.clone().with_adapter(dir)?,
+            false => Decoder::load(dir, &device)?,
+        };
+        let expected = probe(&rounded_as_stored(self.decoder.clone(), dir, &device)?);
+        let found = probe(&reloaded);
         let differing = expected
             .iter()
             .zip(&found)
@@ -186,16 +206,11 @@ pub fn usage(path: &Path) -> String {
     )
 }
 
-fn logits(decoder: &Decoder, probe: &Tokens) -> Vec<f32> {
-    let logits = decoder.logits(decoder.hidden(probe));
-    logits.try_into_vec_as::<f32>().expect("logits are f32")
-}
-
 /// The weights as they are after rounding to the number format each has in the files of `dir`.
-fn rounded_as_stored(decoder: &Decoder, dir: &Path, device: &Device) -> Result<Decoder> {
+fn rounded_as_stored(decoder: Decoder, dir: &Path, device: &Device) -> Result<Decoder> {
     let formats = stored_formats(dir)?;
-    let parameters = decoder
-        .parameters()
+    let (frozen, parameters) = decoder.split();
+    let parameters = parameters
         .into_iter()
         .map(|Parameter { name, tensor }| {
             let round: fn(f32) -> f32 = match formats.iter().find(|(stored, _)| *stored == name) {
@@ -213,7 +228,7 @@ fn rounded_as_stored(decoder: &Decoder, dir: &Path, device: &Device) -> Result<D
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(Decoder::from_parameters(decoder.config.clone(), parameters))
+    Ok(frozen.join(parameters))
 }
 
 fn stored_formats(dir: &Path) -> Result<Vec<(String, Dtype)>> {

@@ -12,6 +12,7 @@ use sysgen_core::RunConfig;
 use sysgen_core::hash::hash_bytes;
 
 use crate::example::Example;
+use crate::method;
 
 /// Key to value, both readable.
 pub type Identity = BTreeMap<String, String>;
@@ -47,16 +48,28 @@ pub fn identity(
     say("training rows", hash_examples(train));
     say("held-out rows", hash_examples(held_out));
     if let Some(train) = &config.train
-        && let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(train)
+        && !train.lora_adapter.as_os_str().is_empty()
     {
+        let files = method::adapter_files(&train.lora_adapter)?;
+        say("adapter files", hash_bytes(files.as_bytes()));
+    }
+    if let Some(section) = &config.train
+        && let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(section)
+    {
+        let adapter = section.method.has_adapter();
         for (key, value) in keys
             .iter()
-            .filter(|(key, _)| !NEUTRAL.contains(&key.as_str()))
+            .filter(|(key, _)| !NEUTRAL.contains(&key.as_str()) && (adapter || !of_adapters(key)))
         {
             say(&format!("train.{key}"), word(value));
         }
     }
     Ok(identity)
+}
+
+/// Keys that say nothing where no adapter is trained.
+fn of_adapters(key: &str) -> bool {
+    key.starts_with("lora_") || ["use_rslora", "use_dora"].contains(&key)
 }
 
 /// What differs, as `key was a, is b`; nothing when they are equal.

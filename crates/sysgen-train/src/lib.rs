@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod example;
 pub mod export;
 pub mod identity;
+pub mod method;
 pub mod metrics;
 pub mod optim;
 pub mod order;

@@ -9,6 +9,7 @@ mod doctor;
 mod flops;
 mod golden;
 mod matmul;
+mod merge;
 mod parity;
 mod pipeline;
 mod samples;
@@ -46,6 +47,7 @@ Examples:
   sysgen-train --config configs/quickstart.toml --dry-run     the effective config, every default spelled out
   sysgen-train check --config configs/quickstart.toml         what would be learnt, and what is wrong with it
   sysgen-train export --config configs/quickstart.toml        the newest checkpoint as a Hugging Face folder
+  sysgen-train merge --model DIR --adapter DIR --output DIR   an adapter merged into its model
   sysgen-train answer --model runs/quickstart/export --system \"Be brief.\" --user \"What is the capital of France?\"
   sysgen-train doctor --device cuda                           what is missing, and whether the GPU computes right
   sysgen-train bench --model runs/quickstart/export           how fast this machine trains
@@ -68,6 +70,8 @@ enum Command {
     Check(RunArguments),
     /// Writes the newest checkpoint, or the model itself where nothing was trained, as a Hugging Face folder.
     Export(RunArguments),
+    /// Merges an adapter in PEFT's format into its model.
+    Merge(merge::MergeArguments),
     /// Asks a model in a folder one question, with or without a system message.
     Answer(answer::AnswerArguments),
     /// Times the training step, on work that PyTorch can be given too.
@@ -102,6 +106,11 @@ fn main() -> ExitCode {
         (Some(Command::Answer(arguments)), _) => {
             return end(catch_out_of_memory(ALONE_ADVICE, || {
                 answer::answer(&arguments)
+            }));
+        }
+        (Some(Command::Merge(arguments)), _) => {
+            return end(catch_out_of_memory(ALONE_ADVICE, || {
+                merge::merge(&arguments)
             }));
         }
         (Some(Command::Bench(arguments)), _) => {

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use sysgen_core::config::{ModelInit, TrainSection};
+use sysgen_core::config::{AdapterExport, ModelInit, TrainSection};
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::Message;
 use sysgen_core::{RunConfig, lock_output, tell};
-use sysgen_model::{Decoder, Device, ModelConfig, device, doing};
+use sysgen_model::{Decoder, Device, device, doing};
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::export::Export;
 use sysgen_train::identity::identity;
+use sysgen_train::method;
 use sysgen_train::run::{Outcome, Run, checkpoint_to_resume, held_out_batches};
 
 use crate::data::{self, Data};
@@ -148,7 +149,7 @@ fn train(
     let asked = &data.rows.held_out[..train.samples.min(data.rows.held_out.len())];
     let mut untrained = None;
     let mut samples = samples::before(&config.output_dir, &identity, &data.chat, asked, || {
-        let decoder = load_base(config, device)?;
+        let decoder = load_model(config, train, device)?;
         untrained = Some(decoder.clone());
         Ok(decoder)
     })?;
@@ -164,7 +165,7 @@ fn train(
         None => {
             let decoder = match untrained.take() {
                 Some(decoder) => decoder,
-                None => load_base(config, device)?,
+                None => load_model(config, train, device)?,
             };
             (run.start(decoder), Progress::default())
         }
@@ -189,22 +190,11 @@ fn train(
     }
 }
 
-fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
+/// The model with what is trained beside it.
+fn load_model(config: &RunConfig, train: &TrainSection, device: &Device) -> Result<Decoder> {
     doing("loading the model");
-    Ok(match config.model.init {
-        ModelInit::Pretrained => {
-            tracing::info!("loading {}", config.model.path.display());
-            Decoder::load(&config.model.path, device)?
-        }
-        ModelInit::Random => {
-            let model = ModelConfig::from_directory(&config.model.path)?;
-            tracing::info!(
-                "starting from random weights, {}",
-                config.model.path.join("config.json").display()
-            );
-            Decoder::random(model, config.seed, device)
-        }
-    })
+    let base = method::load_base(config, device)?;
+    method::with_adapters(base, train, config.seed)
 }
 
 /// The newest checkpoint of the run, or the model itself where nothing was trained.
@@ -217,9 +207,16 @@ fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
     let decoder = match &newest {
         Some(checkpoint) => {
             tracing::info!("exporting {}", checkpoint.path.display());
-            Decoder::load(&checkpoint.path, device)?
+            checkpoint::load_decoder(checkpoint, device, || method::load_base(config, device))?
         }
-        None => load_base(config, device)?,
+        None => {
+            let base = config.clone();
+            let base = RunConfig {
+                train: None,
+                ..base
+            };
+            method::load_base(&base, device)?
+        }
     };
     let conversation = vec![
         Message::user("Hello"),
@@ -252,11 +249,23 @@ fn write_export(
         "held-out loss before": summary.held_out_loss_before,
         "held-out loss after": summary.held_out_loss_after,
     });
+    let export = config.export.clone().unwrap_or_default();
+    let whole;
+    let decoder = match export.adapter {
+        AdapterExport::Keep => decoder,
+        AdapterExport::Merge => {
+            whole = method::merge(decoder, || {
+                Decoder::load(&config.model.path, &decoder.device())
+            })?;
+            &whole
+        }
+    };
     Export {
         decoder,
         chat,
         path: &path,
-        dtype: config.export.clone().unwrap_or_default().dtype,
+        dtype: export.dtype,
+        adapter: export.adapter,
         like,
         conversations,
         about: &about,

@@ -17,6 +17,7 @@ use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, Progress};
 use crate::example::Example;
 use crate::identity::{Identity, differences};
+use crate::method;
 use crate::metrics::{self, Line};
 use crate::optim::Optimizer;
 use crate::order::{DataOrder, OrderSettings};
@@ -97,6 +98,7 @@ impl Run<'_> {
         let optimizer = Optimizer::new(&decoder.trainable(), self.optimizer_settings());
         let mut trainer = Trainer::new(decoder, optimizer, self.train.max_grad_norm);
         trainer.gradient_checkpointing = self.train.gradient_checkpointing;
+        trainer.seed = self.config.seed;
         trainer
     }
 
@@ -110,8 +112,10 @@ impl Run<'_> {
             self.optimizer_settings(),
             self.train.max_grad_norm,
             device,
+            || method::load_base(self.config, device),
         )?;
         trainer.gradient_checkpointing = self.train.gradient_checkpointing;
+        trainer.seed = self.config.seed;
         Ok(trainer)
     }
 
@@ -226,6 +230,7 @@ impl Run<'_> {
         let effective_config = self.config.to_toml();
         checkpoint::save(
             output_dir,
+            &self.config.model.path,
             trainer,
             self.chat,
             progress,

@@ -4,7 +4,8 @@
 //! divided by their number. How a step is cut into micro-batches therefore does not change what it does.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use sysgen_model::Decoder;
+use sysgen_core::hash::seed_from;
+use sysgen_model::{Decoder, Pass};
 use sysgen_ops::linear_cross_entropy;
 
 use crate::batch::Batch;
@@ -19,6 +20,8 @@ pub struct Trainer {
     pub max_grad_norm: f64,
     /// Keep only the layers' inputs and compute their insides again going back.
     pub gradient_checkpointing: bool,
+    /// Start of the random numbers of adapters' dropout.
+    pub seed: u64,
 }
 
 /// What a step did.
@@ -44,6 +47,7 @@ impl Trainer {
             optimizer,
             max_grad_norm,
             gradient_checkpointing: false,
+            seed: 0,
         }
     }
 
@@ -71,11 +75,12 @@ impl Trainer {
         let mut gradient = GradientSum::default();
         let mut losses = Vec::with_capacity(batches.len());
         let weight = 1.0 / supervised_tokens as f32;
-        for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
+        let learnt = batches.iter().enumerate();
+        for (index, batch) in learnt.filter(|(_, batch)| !batch.targets.is_empty()) {
             let softcap = decoder.config.final_softcap;
             losses.push(decoder.backward(
                 &batch.tokens,
-                self.gradient_checkpointing,
+                self.pass(index),
                 |hidden, head| loss_sum(hidden, head, batch, weight, softcap),
                 |place, part| gradient.add(place, part),
             )); // read after all of them are on their way to the device
@@ -102,6 +107,17 @@ impl Trainer {
             tokens,
             supervised_tokens,
             applied,
+        }
+    }
+}
+
+impl Trainer {
+    /// How micro-batch `index` of the present step is run. What is dropped is a function of seed, update and micro-batch.
+    fn pass(&self, index: usize) -> Pass {
+        let parts = [self.seed, self.optimizer.updates, index as u64].map(|part| part.to_string());
+        Pass {
+            gradient_checkpointing: self.gradient_checkpointing,
+            dropout_seed: seed_from(&["dropout", &parts[0], &parts[1], &parts[2]]),
         }
     }
 }

@@ -8,7 +8,10 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::origin::{Origins, key_and_section};
-use super::{DataSection, GenerateSection, RunConfig, TrainSection, Variant, VerifyMethod};
+use super::{
+    ALL_LINEAR, AdapterExport, DataSection, GenerateSection, RunConfig, TrainSection, Variant,
+    VerifyMethod,
+};
 
 pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
     let given = Given { origins };
@@ -72,6 +75,14 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
             "export.path",
             path.display(),
             "must be a folder, and this is a file",
+        )?;
+    }
+    if let (Some(export), Some(train)) = (&config.export, &config.train) {
+        given.check(
+            export.adapter == AdapterExport::Merge || train.method.has_adapter(),
+            "export.adapter",
+            "\"keep\"",
+            "needs train.method = \"lora\" or \"qlora\": without an adapter there is none to keep",
         )?;
     }
     Ok(())
@@ -165,7 +176,55 @@ fn check_generate(generate: &GenerateSection, given: &Given) -> Result<()> {
     Ok(())
 }
 
+/// The keys of the adapters, whether or not the method uses them.
+fn check_adapter(train: &TrainSection, given: &Given) -> Result<()> {
+    given.at_least(train.lora_r, 1, "train.lora_r")?;
+    given.check(
+        train.lora_alpha.is_finite() && train.lora_alpha > 0.0,
+        "train.lora_alpha",
+        train.lora_alpha,
+        "must be above 0 and finite",
+    )?;
+    given.check(
+        (0.0..1.0).contains(&train.lora_dropout),
+        "train.lora_dropout",
+        train.lora_dropout,
+        "must be from 0 to below 1",
+    )?;
+    let targets = &train.lora_target_modules;
+    let named = targets.iter().all(|target| !target.trim().is_empty());
+    given.check(
+        named && !targets.is_empty(),
+        "train.lora_target_modules",
+        format!("{targets:?}"),
+        "must name projections, as in [\"q_proj\", \"v_proj\"], or be \"all-linear\"",
+    )?;
+    given.check(
+        targets.len() == 1 || targets.iter().all(|target| target != ALL_LINEAR),
+        "train.lora_target_modules",
+        format!("{targets:?}"),
+        "must be \"all-linear\" alone, or a list without it",
+    )?;
+    let adapter = &train.lora_adapter;
+    if adapter.as_os_str().is_empty() {
+        return Ok(());
+    }
+    given.check(
+        train.method.has_adapter(),
+        "train.lora_adapter",
+        quoted(adapter),
+        "needs method = \"lora\" or \"qlora\"",
+    )?;
+    given.check(
+        adapter.join("adapter_config.json").is_file(),
+        "train.lora_adapter",
+        quoted(adapter),
+        "has no adapter_config.json; give the folder of an adapter in PEFT's format",
+    )
+}
+
 fn check_train(train: &TrainSection, given: &Given) -> Result<()> {
+    check_adapter(train, given)?;
     given.at_least(train.max_length, 2, "train.max_length")?;
     given.at_least(
         train.per_device_train_batch_size,

@@ -220,22 +220,32 @@ pub enum ExistingSystem {
     Skip,
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+/// One value or a list of them.
+pub(super) fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum OneOrMany {
-        One(PathBuf),
-        Many(Vec<PathBuf>),
+    enum OneOrMany<T> {
+        One(T),
+        Many(Vec<T>),
     }
     Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(path) => vec![path],
-        OneOrMany::Many(paths) => paths,
+        OneOrMany::One(value) => vec![value],
+        OneOrMany::Many(values) => values,
     })
 }
 
-fn write_one_or_many<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
-    match paths {
-        [path] => path.serialize(serializer),
-        paths => paths.serialize(serializer),
+/// One value as itself.
+pub(super) fn write_one_or_many<S, T>(values: &[T], serializer: S) -> Result<S::Ok, S::Error>
+where
+    S: Serializer,
+    T: Serialize,
+{
+    match values {
+        [value] => value.serialize(serializer),
+        values => values.serialize(serializer),
     }
 }

@@ -4,12 +4,33 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::model::{one_or_many, write_one_or_many};
+
+/// The word for all projections in `lora_target_modules`.
+pub const ALL_LINEAR: &str = "all-linear";
+
 /// `[train]`: present, the run trains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainSection {
     /// Which weights are trained; default `full`.
     pub method: TrainMethod,
+    /// Inner dimension of the adapters of `lora` and `qlora`; default 16.
+    pub lora_r: usize,
+    /// Their update is scaled by `lora_alpha / lora_r`; default 32.
+    pub lora_alpha: f64,
+    /// Share of an adapter's input that is dropped in training, from 0 to below 1; default 0.
+    pub lora_dropout: f64,
+    /// Projections that get an adapter, such as `["q_proj", "v_proj"]`, or `"all-linear"`; default `"all-linear"`.
+    #[serde(deserialize_with = "one_or_many", serialize_with = "write_one_or_many")]
+    pub lora_target_modules: Vec<String>,
+    /// Whether the scale is `lora_alpha / √lora_r` instead (rsLoRA); default false.
+    pub use_rslora: bool,
+    /// Whether the lengths of the weights' rows are trained beside their directions (DoRA); default false.
+    pub use_dora: bool,
+    /// Folder of an adapter in PEFT's format to go on training; its settings then stand for the `lora_…` and `use_…`
+    /// keys; default empty, a new adapter.
+    pub lora_adapter: PathBuf,
     /// Tokens per packed row; default 4096.
     pub max_length: usize,
     /// Whether whole conversations share a row, isolated from each other; default true.
@@ -63,6 +84,13 @@ impl Default for TrainSection {
     fn default() -> TrainSection {
         TrainSection {
             method: TrainMethod::Full,
+            lora_r: 16,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            lora_target_modules: vec![ALL_LINEAR.to_string()],
+            use_rslora: false,
+            use_dora: false,
+            lora_adapter: PathBuf::new(),
             max_length: 4096,
             packing: true,
             assistant_only_loss: true,
@@ -97,6 +125,17 @@ pub enum TrainMethod {
     /// All of them.
     #[default]
     Full,
+    /// Low-rank adapters beside the projections; the model itself is frozen.
+    Lora,
+    /// The same beside projections that are kept in four bits (NF4).
+    Qlora,
+}
+
+impl TrainMethod {
+    /// Whether adapters are trained.
+    pub fn has_adapter(self) -> bool {
+        self != TrainMethod::Full
+    }
 }
 
 /// The learning rate after warm-up.
@@ -120,6 +159,19 @@ pub struct ExportSection {
     pub path: PathBuf,
     /// The weights' number format; default `auto`.
     pub dtype: ExportDtype,
+    /// What becomes of a trained adapter; default `merge`.
+    pub adapter: AdapterExport,
+}
+
+/// What an export holds of a trained adapter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterExport {
+    /// The whole model with the adapter merged into its weights.
+    #[default]
+    Merge,
+    /// The adapter alone, in PEFT's format.
+    Keep,
 }
 
 /// The number format of exported weights.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use sysgen_model::Pass;
+
 use crate::case::{Case, GRADIENT, GRADIENT_NORM, assert_close, assert_relative, cases};
 
 fn gradients(case: &Case, batch: &str, gradient_checkpointing: bool) -> BTreeMap<String, Vec<f32>> {
@@ -12,7 +14,10 @@ fn gradients(case: &Case, batch: &str, gradient_checkpointing: bool) -> BTreeMap
     let names = decoder.parameters();
     decoder.backward(
         &case.tokens(batch),
-        gradient_checkpointing,
+        Pass {
+            gradient_checkpointing,
+            ..Pass::default()
+        },
         |hidden, head| {
             let losses = case.losses(batch, hidden, head, softcap);
             losses.sum().div_scalar(count as f64)

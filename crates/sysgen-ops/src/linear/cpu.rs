@@ -85,7 +85,7 @@ impl Fused for LinearBf16 {
 }
 
 /// The gradient of a bias: the sum over all rows.
-fn column_sums(gradient: &[f32], output: usize) -> Vec<f32> {
+pub(crate) fn column_sums(gradient: &[f32], output: usize) -> Vec<f32> {
     let mut sums = vec![0.0; output];
     for row in gradient.chunks(output) {
         for (sum, value) in sums.iter_mut().zip(row) {

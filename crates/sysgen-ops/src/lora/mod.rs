@@ -1,14 +1,16 @@
 //! A frozen projection with a low-rank update beside it (LoRA, arXiv 2106.09685): `x · Wᵀ + scale · (x · Aᵀ) · Bᵀ + bias`.
-//! The sum of the weights is never formed, and the frozen one never has a gradient.
+//! The sum of the weights is never formed, and the frozen one never has a gradient. With a magnitude (DoRA, arXiv 2402.09353)
+//! every row of the summed weight has that length: `(W + scale · B·A) · m / ‖W + scale · B·A‖`.
 
 mod cpu;
 
 use burn::tensor::Tensor;
 
+use crate::dropout::{Dropout, dropout};
 use crate::fused;
-#[cfg(feature = "cube")]
 use crate::linear;
 use crate::linear::reference as plain;
+use crate::nf4::{Nf4, nf4_linear};
 
 /// The low-rank update of one projection.
 #[derive(Clone, Debug)]
@@ -19,24 +21,64 @@ pub struct Adapter {
     pub b: Tensor<2>,
     /// Multiplies the update: `alpha / rank`.
     pub scale: f32,
+    /// Length of each row of the summed weight, `[out]` (`lora_magnitude_vector`), with DoRA.
+    pub magnitude: Option<Tensor<1>>,
+    /// What the update does not see of its input; in training only.
+    pub dropout: Option<Dropout>,
+}
+
+/// The weight of a projection, as it is kept.
+#[derive(Clone, Debug)]
+pub enum LinearWeight {
+    /// As numbers.
+    Dense(Tensor<2>),
+    /// In four bits, frozen.
+    Nf4(Nf4),
+}
+
+impl LinearWeight {
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            LinearWeight::Dense(weight) => weight.dims(),
+            LinearWeight::Nf4(weight) => weight.shape(),
+        }
+    }
+
+    /// The numbers, `[out, in]`.
+    pub fn dense(&self) -> Tensor<2> {
+        match self {
+            LinearWeight::Dense(weight) => weight.clone(),
+            LinearWeight::Nf4(weight) => weight.dequantise(),
+        }
+    }
+
+    /// [`linear`] with this weight.
+    pub fn project<const D: usize>(&self, x: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
+        match self {
+            LinearWeight::Dense(weight) => linear(x, weight.clone(), bias),
+            LinearWeight::Nf4(weight) => nf4_linear(x, weight, bias),
+        }
+    }
 }
 
 /// [`linear`](crate::linear) with an adapter; gradients go to x and the adapter.
+///
+/// With DoRA and dropout, what the frozen weight adds to the update's direction sees the dropped input, as in PEFT.
 ///
 /// # Shapes
 /// * `x`: `[.., in]`, `weight`: `[out, in]`, `bias`: `[out]`, the last two frozen
 /// * output: `[.., out]`
 pub fn lora_linear<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<2>,
+    weight: &LinearWeight,
     bias: Option<Tensor<1>>,
     adapter: &Adapter,
 ) -> Tensor<D> {
-    let mut shape = x.dims();
-    let [output, input] = weight.dims();
+    let [output, input] = weight.shape();
     let [rank, _] = adapter.a.dims();
     assert_eq!(
-        shape[D - 1],
+        x.dims()[D - 1],
         input,
         "lora_linear: x [.., in], weight [out, in]"
     );
@@ -46,14 +88,44 @@ pub fn lora_linear<const D: usize>(
         [output, rank],
         "lora_linear: b [out, rank]"
     );
-    #[cfg(feature = "cube")]
-    if crate::device::serves(&x) {
-        let down = linear(x.clone(), adapter.a.clone(), None).mul_scalar(adapter.scale);
-        return linear(x, weight, bias) + linear(down, adapter.b.clone(), None);
+    let bare = adapter.magnitude.is_none() && adapter.dropout.is_none();
+    if let (LinearWeight::Dense(weight), true) = (weight, bare && fused::serves(&x)) {
+        return beside(x, weight.clone(), bias, adapter);
     }
-    if !fused::serves(&x) {
-        return reference(x, weight, bias, adapter);
+    let seen = match adapter.dropout {
+        Some(settings) => dropout(x.clone(), settings),
+        None => x.clone(),
+    };
+    let down = linear(seen.clone(), adapter.a.clone(), None).mul_scalar(adapter.scale);
+    let update = linear(down, adapter.b.clone(), None);
+    let Some(magnitude) = &adapter.magnitude else {
+        return weight.project(x, bias) + update;
+    };
+    let lengths = row_lengths(weight, adapter);
+    let factor = match magnitude.is_autodiff() {
+        true => magnitude.clone() / lengths.autodiff(),
+        false => magnitude.clone() / lengths,
+    };
+    let mut shape = [1; D];
+    shape[D - 1] = output;
+    let turned = (weight.project(seen.clone(), None) + update) * factor.reshape(shape);
+    match (adapter.dropout, bias) {
+        (None, None) => turned,
+        (None, Some(bias)) => turned + bias.reshape(shape),
+        (Some(_), bias) => weight.project(x - seen, bias) + turned,
     }
+}
+
+/// The update added where the wide product lies (CPU).
+fn beside<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter: &Adapter,
+) -> Tensor<D> {
+    let mut shape = x.dims();
+    let [output, input] = weight.dims();
+    let [rank, _] = adapter.a.dims();
     shape[D - 1] = output;
     let op = cpu::LoraLinear {
         input,
@@ -67,13 +139,60 @@ pub fn lora_linear<const D: usize>(
     fused::apply(op, inputs, shape)
 }
 
-/// [`lora_linear`] in plain Burn tensors.
+/// `‖W + scale · B·A‖` of every row, `[out]`, outside of any graph: DoRA takes it for a constant.
+///
+/// `‖w + s·b·A‖² = ‖w‖² + 2s · b·(A·wᵀ) + s² · b·(A·Aᵀ)·bᵀ` for a row w of W and b of B, so the sum is not formed.
+pub fn row_lengths(weight: &LinearWeight, adapter: &Adapter) -> Tensor<1> {
+    let [output, _] = weight.shape();
+    let weight = weight.dense().inner();
+    let (a, b) = (adapter.a.clone().inner(), adapter.b.clone().inner());
+    let scale = f64::from(adapter.scale);
+    let crossed = linear(weight.clone(), a.clone(), None);
+    let squared = linear(b.clone(), linear(a.clone(), a, None), None);
+    let of_weight = weight.powi_scalar(2).sum_dim(1);
+    let of_both = (crossed * b.clone()).sum_dim(1).mul_scalar(2.0 * scale);
+    let of_update = (squared * b).sum_dim(1).mul_scalar(scale * scale);
+    (of_weight + of_both + of_update)
+        .clamp_min(0.0)
+        .sqrt()
+        .reshape([output])
+}
+
+/// The weight of the projection with its adapter merged into it, `[out, in]`, in f32.
+pub fn merged(weight: &LinearWeight, adapter: &Adapter) -> Tensor<2> {
+    let [output, _] = weight.shape();
+    let update = linear(adapter.b.clone(), adapter.a.clone().transpose(), None);
+    let sum = weight.dense() + update.mul_scalar(adapter.scale);
+    match &adapter.magnitude {
+        None => sum,
+        Some(magnitude) => {
+            let lengths = sum.clone().powi_scalar(2).sum_dim(1).sqrt();
+            sum * (magnitude.clone().reshape([output, 1]) / lengths)
+        }
+    }
+}
+
+/// [`lora_linear`] in plain Burn tensors; forms the summed weight.
 pub fn reference<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<2>,
+    weight: &LinearWeight,
     bias: Option<Tensor<1>>,
     adapter: &Adapter,
 ) -> Tensor<D> {
-    let down = plain(x.clone(), adapter.a.clone(), None).mul_scalar(adapter.scale);
-    plain(x, weight, bias) + plain(down, adapter.b.clone(), None)
+    let weight = weight.dense();
+    let seen = match adapter.dropout {
+        Some(settings) => crate::dropout::reference(x.clone(), settings),
+        None => x.clone(),
+    };
+    let update = adapter.b.clone().matmul(adapter.a.clone());
+    let update = update.mul_scalar(adapter.scale);
+    let Some(magnitude) = &adapter.magnitude else {
+        return plain(x, weight, bias) + plain(seen, update, None);
+    };
+    let [output, _] = weight.dims();
+    let sum = weight.clone() + update;
+    let lengths = sum.clone().detach().powi_scalar(2).sum_dim(1).sqrt();
+    let turned = sum * (magnitude.clone().reshape([output, 1]) / lengths);
+    plain(x.clone(), weight.clone(), bias) - plain(seen.clone(), weight, None)
+        + plain(seen, turned, None)
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 
 use super::{Bench, numbers};
-use crate::{AdamW, Adapter, AttentionShape, CachedPosition, Moments, Segments};
+use crate::{
+    AdamW, Adapter, AttentionShape, CachedPosition, Dropout, LinearWeight, Moments, Nf4, Segments,
+};
 
 pub(super) fn rms_norm(bench: &mut Bench) {
     for (rows, dim) in [(1, 1), (7, 33), (64, 20), (129, 288), (300, 1024)] {
@@ -121,24 +123,48 @@ pub(super) fn linear_cross_entropy(bench: &mut Bench) {
 
 pub(super) fn lora_linear(bench: &mut Bench) {
     for (rows, input, output, rank) in [(1, 8, 5, 1), (7, 33, 65, 4), (129, 96, 40, 16)] {
-        let shapes: [&[usize]; 3] = [&[rows, input], &[rank, input], &[output, rank]];
-        let case = format!("{rows}x{input}x{output}, rank {rank}");
-        bench.pass(&case, &shapes, |x| {
-            let adapter = Adapter {
-                a: x[1].clone().reshape([rank, input]),
-                b: x[2].clone().reshape([output, rank]),
-                scale: 2.0,
-            };
-            // Frozen; any numbers do.
-            let weight: Vec<f32> = (0..output * input)
-                .map(|i| (i * 37 % 100) as f32 / 50.0 - 1.0)
-                .collect();
-            let device = x[0].device().inner();
-            let weight = Tensor::<1>::from_data(&weight[..], &device).cast(x[0].dtype());
-            let x = x[0].clone().reshape([rows, input]);
-            crate::lora_linear(x, weight.reshape([output, input]), None, &adapter)
+        let shapes: [&[usize]; 4] = [&[rows, input], &[rank, input], &[output, rank], &[output]];
+        for (dora, dropped) in [(false, false), (false, true), (true, false), (true, true)] {
+            let case =
+                format!("{rows}x{input}x{output}, rank {rank}, dora {dora}, dropout {dropped}");
+            bench.pass(&case, &shapes[..if dora { 4 } else { 3 }], |x| {
+                let adapter = Adapter {
+                    a: x[1].clone().reshape([rank, input]),
+                    b: x[2].clone().reshape([output, rank]),
+                    scale: 2.0,
+                    magnitude: x.get(3).cloned(),
+                    dropout: dropped.then_some(Dropout {
+                        probability: 0.25,
+                        seed: 7,
+                    }),
+                };
+                // Frozen; any numbers do.
+                let device = x[0].device().inner();
+                let weight = Tensor::<1>::from_data(&some_weight(output * input)[..], &device);
+                let weight = weight.cast(x[0].dtype()).reshape([output, input]);
+                let x = x[0].clone().reshape([rows, input]);
+                crate::lora_linear(x, &LinearWeight::Dense(weight), None, &adapter)
+            });
+        }
+    }
+}
+
+pub(super) fn nf4_linear(bench: &mut Bench) {
+    for (rows, input, output) in [(1, 8, 5), (7, 33, 65), (129, 96, 40)] {
+        let case = format!("{rows}x{input}x{output}");
+        bench.pass(&case, &[&[rows, input], &[output]], |x| {
+            let weight = some_weight(output * input);
+            let weight = Nf4::quantise(&weight, [output, input], &x[0].device().inner());
+            let rows = x[0].clone().reshape([rows, input]);
+            crate::nf4_linear(rows, &weight, Some(x[1].clone()))
         });
     }
+}
+
+fn some_weight(count: usize) -> Vec<f32> {
+    (0..count)
+        .map(|i| (i * 37 % 100) as f32 / 50.0 - 1.0)
+        .collect()
 }
 
 pub(super) fn attention(bench: &mut Bench) {

@@ -18,6 +18,7 @@ const OPERATIONS: &[(&str, Cases)] = &[
     ("geglu_tanh", cases::geglu_tanh),
     ("linear", cases::linear),
     ("lora_linear", cases::lora_linear),
+    ("nf4_linear", cases::nf4_linear),
     ("linear_cross_entropy", cases::linear_cross_entropy),
     ("attention", cases::attention),
     ("decode_attention", cases::decode_attention),

@@ -6,7 +6,7 @@ use half::bf16;
 use serde_json::{Value, json};
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::Message;
-use sysgen_core::config::{DefaultSystem, ExportDtype, SystemRole};
+use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
 use sysgen_model::Decoder;
 use sysgen_train::export::Export;
 
@@ -26,6 +26,7 @@ fn export(decoder: &Decoder, chat: &Chat, path: &Path, dtype: ExportDtype) -> an
         chat,
         path,
         dtype,
+        adapter: AdapterExport::Merge,
         like: None,
         conversations: &conversations,
         about: &about,

@@ -27,17 +27,22 @@ const MICRO_BATCHING: f64 = 1e-6;
 
 pub(crate) struct Golden {
     pub(crate) name: String,
-    base: PathBuf,
+    pub(crate) base: PathBuf,
     pub(crate) folder: PathBuf,
     pub(crate) json: Value,
-    bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// The reference numbers: those of `SYSGEN_GOLDEN`, or this repository's.
+pub(crate) fn root() -> PathBuf {
+    std::env::var_os("SYSGEN_GOLDEN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
+        PathBuf::from,
+    )
 }
 
 pub(crate) fn cases() -> Vec<Golden> {
-    let root = std::env::var_os("SYSGEN_GOLDEN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
-        PathBuf::from,
-    );
+    let root = root();
     let Ok(entries) = std::fs::read_dir(root.join("train")) else {
         eprintln!(
             "SKIPPED: {} is absent; set SYSGEN_GOLDEN",
@@ -110,6 +115,22 @@ impl Golden {
         };
         (0..ids.len() / (rows * time))
             .map(|step| (0..rows).map(|r| row((step * rows + r) * time)).collect())
+            .collect()
+    }
+
+    /// The stored tensors whose names begin with `prefix`.
+    pub(crate) fn floats_starting(&self, prefix: &str) -> Vec<(String, Vec<f32>)> {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let found = tensors.tensors().into_iter();
+        found
+            .filter(|(name, _)| name.starts_with(prefix))
+            .map(|(name, view)| {
+                let (values, _) = view.data().as_chunks::<4>();
+                (
+                    name,
+                    values.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                )
+            })
             .collect()
     }
 

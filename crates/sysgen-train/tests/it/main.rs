@@ -8,5 +8,6 @@ mod fixture;
 mod gate;
 mod golden;
 mod lora;
+mod methods;
 mod resume;
 mod step;

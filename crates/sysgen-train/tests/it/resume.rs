@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 
 use sysgen_chat::Chat;
 use sysgen_core::RunConfig;
-use sysgen_core::config::TrainSection;
-use sysgen_model::{Device, Weight};
+use sysgen_core::config::{ModelSection, TrainMethod, TrainSection};
+use sysgen_model::{Device, ExportDtype, StoredDtype, Weight};
 use sysgen_train::batch::Batch;
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::example::Example;
 use sysgen_train::identity::Identity;
+use sysgen_train::method;
 use sysgen_train::metrics::{self, Line};
 use sysgen_train::run::{Finished, Outcome, Run, checkpoint_to_resume, held_out_batches};
 
 use crate::fixture;
 
 struct World {
-    model: tempfile::TempDir,
+    _model: tempfile::TempDir, // removed at the end
     output: tempfile::TempDir,
     config: RunConfig,
     chat: Chat,
@@ -29,18 +30,26 @@ impl World {
     fn new(train: TrainSection) -> World {
         let model = tempfile::tempdir().unwrap();
         fixture::model_folder(model.path());
+        let f32 = ExportDtype::Of(StoredDtype::F32);
+        fixture::decoder(model.path())
+            .save(model.path(), f32, None)
+            .unwrap();
         let output = tempfile::tempdir().unwrap();
         let chat = fixture::chat(model.path());
         let examples = fixture::examples(&chat, &fixture::rows(24));
         let held_out = held_out_batches(&fixture::examples(&chat, &fixture::rows(4)), &train, 2);
         let config = RunConfig {
             output_dir: output.path().into(),
+            model: ModelSection {
+                path: model.path().into(),
+                ..ModelSection::default()
+            },
             train: Some(train),
             ..RunConfig::default()
         };
         let identity = BTreeMap::from([("seed".to_string(), "0".to_string())]);
         World {
-            model,
+            _model: model,
             output,
             config,
             chat,
@@ -69,11 +78,11 @@ impl World {
                 let trainer = run.resume(&newest, &Device::flex())?;
                 run.train(trainer, newest.state.progress, stop_after)
             }
-            None => run.train(
-                run.start(fixture::decoder(self.model.path())),
-                Progress::default(),
-                stop_after,
-            ),
+            None => {
+                let base = method::load_base(&self.config, &Device::flex())?;
+                let decoder = method::with_adapters(base, run.train, self.config.seed)?;
+                run.train(run.start(decoder), Progress::default(), stop_after)
+            }
         }
     }
 
@@ -98,7 +107,7 @@ fn bits(finished: &Finished) -> Vec<Vec<u32>> {
     let bits = |weight: &Weight| weight.to_vec().into_iter().map(f32::to_bits).collect();
     finished
         .decoder
-        .parameters()
+        .trainable()
         .iter()
         .map(|parameter| bits(&parameter.tensor))
         .collect()
@@ -114,6 +123,28 @@ fn train() -> TrainSection {
 
 #[test]
 fn a_resumed_run_is_the_undisturbed_run_bit_for_bit() {
+    resumed_is_undisturbed(train);
+}
+
+#[test]
+fn so_is_one_with_adapters_that_drop_their_input() {
+    for (method, use_dora) in [
+        (TrainMethod::Lora, false),
+        (TrainMethod::Lora, true),
+        (TrainMethod::Qlora, false),
+    ] {
+        resumed_is_undisturbed(|| TrainSection {
+            method,
+            use_dora,
+            lora_r: 4,
+            lora_dropout: 0.1,
+            gradient_checkpointing: use_dora,
+            ..train()
+        });
+    }
+}
+
+fn resumed_is_undisturbed(train: impl Fn() -> TrainSection) {
     let undisturbed = World::new(train());
     let expected = undisturbed.finish();
     assert_eq!(expected.progress.step, 12);

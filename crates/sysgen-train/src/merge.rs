@@ -1,0 +1,76 @@
+//! `sysgen-train merge`: a model and an adapter in PEFT's format become one model.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+use sysgen_chat::{Chat, ChatOptions};
+use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
+use sysgen_core::message::Message;
+use sysgen_core::tell;
+use sysgen_model::{Decoder, device, doing};
+use sysgen_train::export::Export;
+use sysgen_train::method;
+
+#[derive(Args)]
+pub(crate) struct MergeArguments {
+    /// The model the adapter was trained beside, in Hugging Face layout.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The adapter, in PEFT's format. Tokenizer and chat template are taken from here if they are here.
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Number format of the weights: auto (as the model's), f32, bf16 or f16.
+    #[arg(long, default_value = "auto", value_parser = dtype)]
+    dtype: ExportDtype,
+    /// auto, cpu, cuda or cuda:1.
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+fn dtype(word: &str) -> Result<ExportDtype, String> {
+    serde_json::from_value(json!(word)).map_err(|_| "use auto, f32, bf16 or f16".to_string())
+}
+
+/// Writes the merged model and says where.
+pub(crate) fn merge(arguments: &MergeArguments) -> Result<()> {
+    let device = device(&arguments.device)?;
+    let options = ChatOptions {
+        system_role: SystemRole::Native,
+        default_system: DefaultSystem::Keep,
+    };
+    let texts = match arguments.adapter.join("tokenizer.json").exists() {
+        true => &arguments.adapter,
+        false => &arguments.model,
+    };
+    let chat = Chat::load(texts, options)?;
+    doing("merging the adapter");
+    let decoder = Decoder::load(&arguments.model, &device)?.with_adapter(&arguments.adapter)?;
+    let merged = method::merge(&decoder, || Decoder::load(&arguments.model, &device))?;
+    let conversation = vec![
+        Message::user("Hello"),
+        Message::assistant("Hello, how can I help?"),
+    ];
+    let about = json!({
+        "program": format!("sysgen-train {}", env!("CARGO_PKG_VERSION")),
+        "base model": arguments.model.display().to_string(),
+        "adapter": arguments.adapter.display().to_string(),
+    });
+    let path = Export {
+        decoder: &merged,
+        chat: &chat,
+        path: &arguments.output,
+        dtype: arguments.dtype,
+        adapter: AdapterExport::Merge,
+        like: Some(&arguments.model),
+        conversations: &[conversation],
+        about: &about,
+    }
+    .write()?;
+    tell(format_args!("merged to {}", path.display()));
+    Ok(())
+}

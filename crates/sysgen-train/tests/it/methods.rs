@@ -1,0 +1,162 @@
+//! Ways of training against PEFT and bitsandbytes: rsLoRA, DoRA, fused projections, a base in four bits. The recipe is
+//! `make/gen_methods.py`; cases are discovered in `methods/` of `$SYSGEN_GOLDEN` or of this repository.
+
+use sysgen_model::{Decoder, Device, Tokens};
+use sysgen_ops::Nf4;
+use sysgen_train::method::merge;
+
+use crate::golden::{FINAL, GRAD_NORM, Golden, LOSS, close, micro_batches, root};
+
+fn cases() -> Vec<Golden> {
+    let Ok(entries) = std::fs::read_dir(root().join("methods")) else {
+        eprintln!("SKIPPED: {}/methods is absent", root().display());
+        return Vec::new();
+    };
+    let folders = entries.map(|entry| entry.unwrap().path());
+    let mut cases: Vec<Golden> = folders
+        .filter(|path| path.join("case.json").exists())
+        .map(|folder| {
+            let json: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap();
+            Golden {
+                name: folder.file_name().unwrap().to_str().unwrap().to_string(),
+                base: root().join(json["base"].as_str().unwrap()),
+                bytes: std::fs::read(folder.join("case.safetensors")).unwrap(),
+                json: with_recipe(json),
+                folder,
+            }
+        })
+        .collect();
+    cases.sort_by(|a, b| a.name.cmp(&b.name));
+    assert!(cases.len() >= 4, "cases of methods/");
+    cases
+}
+
+/// The recipe of `gen_train.py` in the form in which its own cases have it.
+fn with_recipe(mut json: serde_json::Value) -> serde_json::Value {
+    let steps = json["steps"].as_array().unwrap().len();
+    json["recipe"] = serde_json::json!({
+        "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "lr": 1e-3, "warmup_steps": 4, "steps": steps
+    });
+    json
+}
+
+fn base(golden: &Golden) -> Decoder {
+    match golden.json["nf4"].as_bool().unwrap() {
+        true => Decoder::load_nf4(&golden.base, &Device::flex()).unwrap(),
+        false => golden.decoder(),
+    }
+}
+
+fn logits(decoder: &Decoder, ids: &[u32]) -> Vec<f32> {
+    let hidden = decoder.hidden(&Tokens::padded(&[ids], 0));
+    decoder.logits(hidden).try_into_vec_as::<f32>().unwrap()
+}
+
+#[test]
+fn golden_methods_follow_the_curves_of_peft() {
+    for golden in cases() {
+        let initial = golden.folder.join("adapter_init");
+        for gradient_checkpointing in [false, true] {
+            let mut trainer = golden.trainer(base(&golden).with_adapter(&initial).unwrap());
+            trainer.gradient_checkpointing = gradient_checkpointing;
+            let (schedule, steps) = (golden.schedule(), golden.steps());
+            let expected = golden.json["steps"].as_array().unwrap();
+            for (step, (rows, expected)) in steps.iter().zip(expected).enumerate() {
+                let batches = micro_batches(rows, 1, rows.len());
+                let report = trainer.step(&batches, schedule.learning_rate(step));
+                let number = |key: &str| expected[key].as_f64().unwrap();
+                let loss = (report.loss - number("loss")).abs();
+                let norm = (report.grad_norm / number("grad_norm") - 1.0).abs();
+                assert!(
+                    loss <= LOSS && norm <= GRAD_NORM,
+                    "{} step {step}: loss differs by {loss:e}, gradient norm by {norm:e}",
+                    golden.name
+                );
+            }
+            let trained = base(&golden).with_adapter(&golden.folder.join("adapter_final"));
+            let trained = trained.unwrap().trainable();
+            for (ours, theirs) in trainer.decoder().trainable().iter().zip(&trained) {
+                assert_eq!(ours.name, theirs.name);
+                let difference = close(&ours.tensor.to_vec(), &theirs.tensor.to_vec());
+                assert!(
+                    difference <= FINAL,
+                    "{} {}: {difference:e}",
+                    golden.name,
+                    ours.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn golden_methods_merge_as_peft_merges() {
+    for golden in cases() {
+        let trained = golden.folder.join("adapter_final");
+        let beside = base(&golden).with_adapter(&trained).unwrap();
+        let probe = golden.steps()[0][0].ids.clone();
+        // PEFT merged into what the four bits stand for; so does this, unlike `merge`, which asks for the base.
+        let merged = beside.clone().merged();
+        for (name, decoder) in [
+            ("final_probe_logits", &beside),
+            ("merged_probe_logits", &merged),
+        ] {
+            let expected = golden.floats_starting(name);
+            let difference = close(&logits(decoder, &probe), &expected[0].1);
+            assert!(
+                difference <= FINAL,
+                "{} {name}: {difference:e}",
+                golden.name
+            );
+        }
+        for (name, values) in golden.floats_starting("merged.") {
+            let name = name.trim_start_matches("merged.");
+            let parameters = merged.parameters();
+            let ours = parameters.iter().find(|p| p.name == name).unwrap();
+            let difference = close(&ours.tensor.to_vec(), &values);
+            assert!(difference <= 2e-6, "{} {name}: {difference:e}", golden.name);
+        }
+    }
+}
+
+#[test]
+fn an_adapter_of_four_bits_is_merged_into_the_whole_base() {
+    let cases = cases();
+    let golden = cases.iter().find(|case| case.name.starts_with("qlora"));
+    let golden = golden.unwrap();
+    let trained = golden.folder.join("adapter_final");
+    let beside = base(golden).with_adapter(&trained).unwrap();
+    let merged = merge(&beside, || Ok(golden.decoder())).unwrap();
+    let expected = golden.decoder().with_adapter(&trained).unwrap().merged();
+    for (a, b) in merged.parameters().iter().zip(expected.parameters()) {
+        assert_eq!(a.tensor.to_vec(), b.tensor.to_vec(), "{}", a.name);
+    }
+}
+
+#[test]
+fn golden_nf4_is_that_of_bitsandbytes() {
+    let path = root().join("methods/nf4.safetensors");
+    let Ok(bytes) = std::fs::read(&path) else {
+        eprintln!("SKIPPED: {} is absent", path.display());
+        return;
+    };
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for name in ["small", "wide"] {
+        let tensor = |part: &str| file.tensor(&format!("{name}.{part}")).unwrap();
+        let floats = |part: &str| -> Vec<f32> {
+            let (values, _) = tensor(part).data().as_chunks::<4>();
+            values.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let weight = tensor("weight");
+        let [output, input] = weight.shape() else {
+            panic!("a matrix")
+        };
+        let ours = Nf4::quantise(&floats("weight"), [*output, *input], &Device::flex());
+        let difference = close(&ours.to_vec(), &floats("dequantised"));
+        assert!(difference <= 1e-6, "{name}: {difference:e}");
+        // The second half of the last byte stands for nothing where the number of values is odd.
+        let whole = output * input / 2;
+        assert_eq!(ours.codes()[..whole], tensor("codes").data()[..whole]);
+    }
+}
