@@ -11,6 +11,15 @@ use serde::de::DeserializeOwned;
 
 use crate::files::{create_directory, explain};
 
+/// Where an entry lies in its file, in bytes, without the end of its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Of its first byte.
+    pub offset: u64,
+    /// Of the entry.
+    pub length: usize,
+}
+
 /// The log, open at its end.
 #[derive(Debug)]
 pub struct AppendLog {
@@ -67,11 +76,11 @@ impl AppendLog {
         })
     }
 
-    /// Adds one entry as one line, in one write.
+    /// Adds one entry as one line, in one write; gives back where it lies.
     ///
     /// # Errors
     /// The entry cannot be written, for example on a full disk; the log then ends as before.
-    pub fn append<T: Serialize>(&mut self, entry: &T) -> Result<()> {
+    pub fn append<T: Serialize>(&mut self, entry: &T) -> Result<Span> {
         let mut line = serde_json::to_vec(entry).with_context(|| {
             format!(
                 "{}: an entry cannot be written as JSON",
@@ -85,8 +94,12 @@ impl AppendLog {
             let _ = self.file.seek(SeekFrom::Start(self.length));
             return Err(explain("write", &self.path, error));
         }
+        let span = Span {
+            offset: self.length,
+            length: line.len() - 1,
+        };
         self.length += line.len() as u64;
-        Ok(())
+        Ok(span)
     }
 
     /// Returns once every entry is on the disk.
@@ -112,6 +125,17 @@ impl AppendLog {
     pub fn entries<T: DeserializeOwned>(
         path: &Path,
     ) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
+        let spans = AppendLog::entries_with_spans(path)?;
+        Ok(spans.map(|entry| entry.map(|(_, entry)| entry)))
+    }
+
+    /// As `entries`, each with where it lies in the file. The log may be growing meanwhile.
+    ///
+    /// # Errors
+    /// As `entries`.
+    pub fn entries_with_spans<T: DeserializeOwned>(
+        path: &Path,
+    ) -> Result<impl Iterator<Item = Result<(Span, T)>> + use<T>> {
         let mut lines = match File::open(path) {
             Ok(file) => Some(BufReader::new(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -119,8 +143,10 @@ impl AppendLog {
         };
         let path = path.to_path_buf();
         let mut number = 0;
+        let mut offset = 0;
         let mut line = Vec::new();
         Ok(std::iter::from_fn(move || {
+            offset += line.len() as u64 + u64::from(number > 0);
             line.clear();
             number += 1;
             let reader = lines.as_mut()?;
@@ -132,7 +158,10 @@ impl AppendLog {
                 return None;
             }
             match serde_json::from_slice(&line) {
-                Ok(entry) => Some(Ok(entry)),
+                Ok(entry) => {
+                    let length = line.len();
+                    Some(Ok((Span { offset, length }, entry)))
+                }
                 // `open` takes such a last line away, so it is no entry here either.
                 Err(_) if !is_json(&line) && reader.fill_buf().is_ok_and(<[u8]>::is_empty) => None,
                 Err(error) => Some(Err(anyhow::anyhow!(
@@ -237,6 +266,20 @@ mod tests {
             log.append(&404u32).unwrap();
             expected.push(404);
             assert_eq!(entries(&path), expected, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn spans_say_where_entries_lie() {
+        let (_folder, path) = log_of(b"1\n22\n");
+        let third = AppendLog::open(&path).unwrap().append(&333u32).unwrap();
+        let content = fs::read_to_string(&path).unwrap();
+        let spans = AppendLog::entries_with_spans::<u32>(&path).unwrap();
+        let read: Vec<(Span, u32)> = spans.collect::<Result<_>>().unwrap();
+        assert_eq!(read[2].0, third);
+        for (span, entry) in read {
+            let start = span.offset as usize;
+            assert_eq!(&content[start..start + span.length], entry.to_string());
         }
     }
 

@@ -19,6 +19,6 @@ pub mod tell;
 pub use append_log::AppendLog;
 pub use config::RunConfig;
 pub use message::{Message, Role};
-pub use output_lock::{OutputLock, lock_output};
+pub use output_lock::{OutputLock, lock_output, lock_part};
 pub use record::Record;
 pub use tell::tell;

@@ -1,21 +1,22 @@
-//! One process at a time writes into an output folder. The lock is the operating system's, so that it
+//! One process at a time writes into an output folder, or several that each have their own part of the work.
+//! The lock is the operating system's, so that it
 //! ends with the process however that ends, `kill -9` included; the file itself stays.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 
 use crate::files::{create_directory, explain, remove_leftovers};
 
 /// Name of the lock file in the output folder.
 const LOCK_FILE: &str = ".lock";
 
-/// Holds an output folder until dropped.
+/// Holds an output folder, or a part of the work in it, until dropped.
 #[derive(Debug)]
 pub struct OutputLock {
-    _file: File,
+    _files: Vec<File>,
 }
 
 /// Creates `directory` and locks it; removes what a killed run left half-written directly in it.
@@ -25,35 +26,90 @@ pub struct OutputLock {
 pub fn lock_output(directory: &Path) -> Result<OutputLock> {
     create_directory(directory)?;
     let path = directory.join(LOCK_FILE);
-    // Not truncated on opening: the process that holds the lock has its number in the file.
-    let mut file = File::options()
+    let file = lock_exclusively(&path, &directory.display().to_string())?;
+    remove_leftovers(directory);
+    Ok(OutputLock { _files: vec![file] })
+}
+
+/// Creates `directory` and locks one `part` of the work in it, a text that can stand in a file's name.
+/// Other parts may be locked at the same time, by processes on other machines as well, but not the whole
+/// folder, nor a part that `overlaps` says does some of the same work.
+///
+/// # Errors
+/// As `lock_output`.
+pub fn lock_part(
+    directory: &Path,
+    part: &str,
+    overlaps: impl Fn(&str) -> bool,
+) -> Result<OutputLock> {
+    create_directory(directory)?;
+    let path = directory.join(LOCK_FILE);
+    let whole = open(&path)?;
+    match whole.try_lock_shared() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(in_use(whole, &directory.display().to_string()));
+        }
+        Err(TryLockError::Error(error)) => return Err(explain("lock", &path, error)),
+    }
+    // The last holder of the whole folder is none any more.
+    let _ = whole.set_len(0);
+    let name_of = |part: &str| format!("{LOCK_FILE}-{part}");
+    let place = |part: &str| format!("{}, part {part}", directory.display());
+    let own = lock_exclusively(&directory.join(name_of(part)), &place(part))?;
+    // After taking one's own lock, so that of two that start at once at least one sees the other.
+    let entries =
+        std::fs::read_dir(directory).map_err(|error| explain("read", directory, error))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let Some(other) = name.strip_prefix(&name_of("")) else {
+            continue;
+        };
+        if other != part && overlaps(other) {
+            let file = open(&entry.path())?;
+            if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+                return Err(in_use(file, &place(other)));
+            }
+        }
+    }
+    Ok(OutputLock {
+        _files: vec![own, whole],
+    })
+}
+
+/// Not truncated: the process that holds the lock has its number in the file.
+fn open(path: &Path) -> Result<File> {
+    File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
-        .map_err(|error| explain("write", &path, error))?;
+        .open(path)
+        .map_err(|error| explain("write", path, error))
+}
+
+fn lock_exclusively(path: &Path, place: &str) -> Result<File> {
+    let mut file = open(path)?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let process = match file.read_to_string(&mut holder) {
-                Ok(_) if !holder.trim().is_empty() => format!("process {}", holder.trim()),
-                _ => "another process".to_string(),
-            };
-            bail!(
-                "{} is in use by {process}; wait for it to end, or choose another output_dir",
-                directory.display()
-            );
-        }
-        Err(TryLockError::Error(error)) => return Err(explain("lock", &path, error)),
+        Err(TryLockError::WouldBlock) => return Err(in_use(file, place)),
+        Err(TryLockError::Error(error)) => return Err(explain("lock", path, error)),
     }
     file.set_len(0)
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(|error| explain("write", &path, error))?;
-    remove_leftovers(directory);
-    Ok(OutputLock { _file: file })
+        .map_err(|error| explain("write", path, error))?;
+    Ok(file)
+}
+
+fn in_use(mut file: File, place: &str) -> anyhow::Error {
+    let mut holder = String::new();
+    let process = match file.read_to_string(&mut holder) {
+        Ok(_) if !holder.trim().is_empty() => format!("process {}", holder.trim()),
+        _ => "another process".to_string(),
+    };
+    anyhow!("{place} is in use by {process}; wait for it to end, or choose another output_dir")
 }
 
 #[cfg(test)]
@@ -71,6 +127,34 @@ mod tests {
         assert!(error.contains(&process), "{error}");
         drop(lock);
         lock_output(&output).unwrap();
+    }
+
+    #[test]
+    fn parts_stand_beside_each_other_but_not_beside_the_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = |part: &str| lock_part(folder.path(), part, |other| other.ends_with("of-9"));
+        let first = part("1-of-2").unwrap();
+        let second = part("2-of-2").unwrap();
+        let error = part("1-of-2").unwrap_err().to_string();
+        assert!(
+            error.contains(", part 1-of-2 is in use by process"),
+            "{error}"
+        );
+        let error = lock_output(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("is in use by another process"), "{error}");
+        drop((first, second));
+
+        let other = lock_part(folder.path(), "1-of-9", |_| false).unwrap();
+        let error = part("1-of-2").unwrap_err().to_string();
+        assert!(
+            error.contains(", part 1-of-9 is in use by process"),
+            "{error}"
+        );
+        drop(other);
+        let whole = lock_output(folder.path()).unwrap();
+        assert!(part("1-of-2").is_err());
+        drop(whole);
+        part("1-of-2").unwrap();
     }
 
     /// The child of `a_killed_process_gives_its_folder_back`; does nothing in an ordinary test run.

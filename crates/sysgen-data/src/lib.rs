@@ -19,10 +19,14 @@ pub mod manifest;
 mod pipeline;
 mod progress;
 mod prompt;
+mod shard;
 mod steps;
 mod summary;
 
-pub use local::{is_complete, run};
+pub use local::{is_complete, merge, run, run_shard};
 pub use log::Phase;
-pub use pipeline::{ModelIdentity, dataset_path, is_complete_with, run_with};
+pub use pipeline::{
+    ModelIdentity, dataset_path, is_complete_with, merge_with, run_shard_with, run_with,
+};
+pub use shard::Shard;
 pub use summary::{Sample, Summary};

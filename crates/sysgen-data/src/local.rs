@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rayon::prelude::*;
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{GenerateSection, ModelInit, RunConfig};
 use sysgen_core::hash::hash_file;
@@ -15,7 +16,8 @@ use sysgen_model::{Decoder, Device, ModelConfig};
 use crate::generator::{
     Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores,
 };
-use crate::pipeline::{ModelIdentity, is_complete_with, needs_model, run_with};
+use crate::pipeline::{ModelIdentity, is_complete_with, merge_with, needs_model, run_shard_with};
+use crate::shard::Shard;
 use crate::summary::Summary;
 
 /// Generates the data of `[generate]` into `<output_dir>/data/` with the config's model on `device`.
@@ -24,10 +26,26 @@ use crate::summary::Summary;
 /// # Errors
 /// Everything that `run_with` names, and a model directory that cannot be loaded.
 pub fn run(config: &RunConfig, device: &Device) -> Result<Summary> {
+    run_shard(config, device, Shard::WHOLE)
+}
+
+/// As `run`, for the rows of one shard.
+///
+/// # Errors
+/// As `run`.
+pub fn run_shard(config: &RunConfig, device: &Device, shard: Shard) -> Result<Summary> {
     let identity = identity(config)?;
-    run_with(config, &identity, || {
+    run_shard_with(config, &identity, shard, || {
         Ok(Box::new(Local::load(config, device)?))
     })
+}
+
+/// Writes the data set of a run whose shards are all done.
+///
+/// # Errors
+/// As `run`; and rows without answers.
+pub fn merge(config: &RunConfig) -> Result<Summary> {
+    merge_with(config, &identity(config)?)
 }
 
 /// Whether `<output_dir>/data/` holds the whole data set of this very config, data and model.
@@ -180,7 +198,7 @@ fn common_first(labels: &[Vec<u32>]) -> Option<u32> {
 impl Generator for Local {
     fn complete(&mut self, prompts: Vec<Prompt>, on_done: OnDone<'_, Reply>) -> Result<()> {
         let requests: Vec<Request> = prompts
-            .iter()
+            .par_iter()
             .map(|prompt| {
                 let sampling = sysgen_infer::Sampling {
                     temperature: prompt.sampling.temperature as f32,
@@ -215,7 +233,7 @@ impl Generator for Local {
 
     fn choose(&mut self, judgements: Vec<Judgement>, on_done: OnDone<'_, Judged>) -> Result<()> {
         let requests: Vec<ChoiceRequest> = judgements
-            .iter()
+            .par_iter()
             .map(|judgement| {
                 let steps = judgement
                     .steps

@@ -1,18 +1,22 @@
 //! What the model has answered so far, on disk: `log.jsonl` gets one line per outcome the moment it is
 //! known, so a killed run loses only what was being decoded. Its first line is the key: everything
-//! that an outcome depends on. What follows from the outcomes is left to `steps`.
+//! that an outcome depends on. Every shard has a log of its own and reads all. What follows from the outcomes is left to `steps`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use sysgen_core::append_log::AppendLog;
+use sysgen_core::append_log::{AppendLog, Span};
 use sysgen_core::config::{GenerateSection, RunConfig};
 use sysgen_core::files::write_atomically;
 use sysgen_core::hash::hash_file;
 
 use crate::generator::{Judged, Reply};
+use crate::shard::Shard;
 
 /// Raised when outcomes of older versions can no longer be used.
 const LOG_FORMAT: u32 = 1;
@@ -130,61 +134,203 @@ fn setting<T: Serialize>(value: &T) -> String {
         .map_or_else(|| value.to_string(), str::to_string)
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 #[serde(untagged)]
-enum Line {
-    Key { key: Key },
-    Entry(Entry),
+enum Line<'a> {
+    Key { key: &'a Key },
+    Entry(&'a Entry),
 }
 
-/// The log, open for appending.
+/// A line without its answer, which is read again when it is wanted.
+#[derive(Deserialize)]
+struct Head {
+    key: Option<Key>,
+    row: Option<String>,
+    phase: Option<Phase>,
+    attempt: Option<usize>,
+    #[allow(dead_code)]
+    answer: Option<IgnoredAny>,
+}
+
+/// Where an answer lies.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    phase: Phase,
+    attempt: usize,
+    file: usize,
+    span: Span,
+}
+
+/// The logs of all shards, and the one that this process appends to. Only where the answers lie is in
+/// memory; they themselves stay in the files.
 pub(crate) struct Log {
-    file: AppendLog,
+    directory: PathBuf,
+    key: Key,
+    files: Vec<(PathBuf, File)>,
+    places: HashMap<String, Vec<Place>>,
+    /// The log of this process, and its index in `files`.
+    own: Option<(AppendLog, usize)>,
 }
 
 impl Log {
-    /// Opens the log at `path` and gives back what it holds.
+    /// Reads the logs in `directory`; there may be none.
     ///
     /// # Errors
     /// A log that was made with another key: the differences, and what to do.
-    pub(crate) fn open(path: &Path, key: &Key) -> Result<(Log, HashMap<String, Answers>)> {
-        let mut file = AppendLog::open(path)?;
-        let mut answers: HashMap<String, Answers> = HashMap::new();
-        let mut found = None;
-        for line in AppendLog::entries::<Line>(path)? {
-            match line? {
-                Line::Key { key } if found.is_none() => found = Some(key),
-                Line::Entry(entry) if found.is_some() => {
-                    let of_row = answers.entry(entry.row).or_default();
-                    of_row.insert((entry.phase, entry.attempt), entry.answer);
+    pub(crate) fn read(directory: &Path, key: &Key) -> Result<Log> {
+        let mut log = Log {
+            directory: directory.to_path_buf(),
+            key: key.clone(),
+            files: Vec::new(),
+            places: HashMap::new(),
+            own: None,
+        };
+        for path in log_files(directory)? {
+            log.read_file(&path)?;
+        }
+        Ok(log)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<()> {
+        let mut key = None;
+        let mut entries = 0;
+        let file = self.files.len();
+        for line in AppendLog::entries_with_spans::<Head>(path)? {
+            let (span, head) = line?;
+            match (head.key, head.row, head.phase, head.attempt) {
+                (Some(found), ..) if key.is_none() => key = Some(found),
+                (None, Some(row), Some(phase), Some(attempt)) if key.is_some() => {
+                    entries += 1;
+                    let places = self.places.entry(row).or_default();
+                    let known = |place: &Place| (place.phase, place.attempt) == (phase, attempt);
+                    if !places.iter().any(known) {
+                        places.push(Place {
+                            phase,
+                            attempt,
+                            file,
+                            span,
+                        });
+                    }
                 }
+                (None, Some(_), Some(_), Some(_)) => bail!(
+                    "{}: the first line, which says what the answers were made with, is gone; choose another output_dir, or delete this file to start again",
+                    path.display()
+                ),
                 _ => bail!(
                     "{} is not a log of this program; choose another output_dir",
                     path.display()
                 ),
             }
         }
-        match found {
+        match key {
             // Only a key: nothing was answered yet, because the model did not load for example.
-            Some(found) if found != *key && answers.is_empty() => {
-                drop(file);
-                write_atomically(path, |_| Ok(()))?;
-                file = AppendLog::open(path)?;
-                file.append(&Line::Key { key: key.clone() })?;
+            _ if entries == 0 => Ok(()),
+            Some(key) => {
+                refuse_other_key(path, &key, &self.key)?;
+                self.open_for_reading(path).map(|_| ())
             }
-            Some(found) => refuse_other_key(path, &found, key)?,
-            None => file.append(&Line::Key { key: key.clone() })?,
+            None => Ok(()),
         }
-        Ok((Log { file }, answers))
     }
 
-    pub(crate) fn append(&mut self, entry: Entry) -> Result<()> {
-        self.file.append(&Line::Entry(entry))
+    fn open_for_reading(&mut self, path: &Path) -> Result<usize> {
+        let file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
+        self.files.push((path.to_path_buf(), file));
+        Ok(self.files.len() - 1)
+    }
+
+    /// From now on `append` adds to the log of `shard`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn write_to(&mut self, shard: Shard) -> Result<()> {
+        let path = self.directory.join(shard.log_file());
+        let mut own = AppendLog::open(&path)?;
+        let known = self.files.iter().position(|(known, _)| *known == path);
+        let file = match known {
+            Some(file) => file,
+            None => {
+                // New, or without answers: then its key may be an old one.
+                drop(own);
+                write_atomically(&path, |_| Ok(()))?;
+                own = AppendLog::open(&path)?;
+                own.append(&Line::Key { key: &self.key })?;
+                self.open_for_reading(&path)?
+            }
+        };
+        self.own = Some((own, file));
+        Ok(())
+    }
+
+    /// Whether some row has an answer.
+    pub(crate) fn has_answers(&self) -> bool {
+        !self.places.is_empty()
+    }
+
+    /// How many answers a row has.
+    pub(crate) fn count(&self, row: &str) -> usize {
+        self.places.get(row).map_or(0, Vec::len)
+    }
+
+    /// The answers of a row.
+    ///
+    /// # Errors
+    /// A log that cannot be read, or an answer in it.
+    pub(crate) fn answers(&self, row: &str) -> Result<Answers> {
+        let mut answers = Answers::new();
+        for place in self.places.get(row).into_iter().flatten() {
+            let (path, file) = &self.files[place.file];
+            let mut bytes = vec![0; place.span.length];
+            let read = file.read_exact_at(&mut bytes, place.span.offset);
+            read.with_context(|| format!("reading {}", path.display()))?;
+            let entry: Entry = serde_json::from_slice(&bytes).with_context(|| {
+                format!(
+                    "{}: the answer of row {row} at byte {} is damaged; delete this line to have the row done again",
+                    path.display(),
+                    place.span.offset
+                )
+            })?;
+            answers.insert((entry.phase, entry.attempt), entry.answer);
+        }
+        Ok(answers)
+    }
+
+    pub(crate) fn append(&mut self, entry: &Entry) -> Result<()> {
+        let (own, file) = self.own.as_mut().expect("write_to was called");
+        let span = own.append(&Line::Entry(entry))?;
+        let place = Place {
+            phase: entry.phase,
+            attempt: entry.attempt,
+            file: *file,
+            span,
+        };
+        match self.places.get_mut(&entry.row) {
+            Some(places) => places.push(place),
+            None => {
+                self.places.insert(entry.row.clone(), vec![place]);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file.sync()
+        self.own.as_ref().map_or(Ok(()), |(own, _)| own.sync())
     }
+}
+
+/// The logs in `directory`, by name.
+fn log_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let reading = || format!("reading {}", directory.display());
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).with_context(reading)? {
+        let path = entry.with_context(reading)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name == "log.jsonl" || (name.starts_with("log-") && name.ends_with(".jsonl")) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn refuse_other_key(path: &Path, old: &Key, new: &Key) -> Result<()> {

@@ -5,12 +5,13 @@ mod bench;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use sysgen_core::files::write_atomically;
 use sysgen_core::{RunConfig, interrupt, tell};
-use sysgen_data::Summary;
+use sysgen_data::{Shard, Summary};
 use sysgen_model::{catch_out_of_memory, doing};
 use tracing_subscriber::EnvFilter;
 
@@ -31,6 +32,8 @@ Examples:
   sysgen-data --config configs/quickstart.toml
   sysgen-data --config configs/quickstart.toml --set data.path=rows.jsonl --set output_dir=runs/mine
   sysgen-data --config configs/quickstart.toml --dry-run      the effective config, every default spelled out
+  sysgen-data --config run.toml --shard 3/16                    one of 16 processes on the same output_dir
+  sysgen-data merge --config run.toml                           the data set of shards that are all done
   sysgen-data bench --model runs/quickstart/export             how fast this machine writes
 
 Writes <output_dir>/data/dataset.jsonl and manifest.json. Run the same command again to go on after
@@ -50,6 +53,26 @@ struct Arguments {
 enum Command {
     /// Times greedy decoding, on prompts that PyTorch can be given too.
     Bench(bench::BenchArguments),
+    /// Writes the data set of a run whose shards are all done (the last of them does so by itself).
+    Merge(RunArguments),
+}
+
+/// What a cluster gave this process, or what was written.
+#[derive(Clone, Copy)]
+enum ShardChoice {
+    Auto,
+    Of(Shard),
+}
+
+impl FromStr for ShardChoice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<ShardChoice> {
+        match text {
+            "auto" => Ok(ShardChoice::Auto),
+            shard => shard.parse().map(ShardChoice::Of),
+        }
+    }
 }
 
 #[derive(Args)]
@@ -60,6 +83,10 @@ struct RunArguments {
     /// Overrides one key, for example `--set data.limit=100`; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
+    /// Works on one part of the rows, the third of sixteen for example, beside other processes on the same
+    /// output_dir; `auto` takes it from SLURM_PROCID and SLURM_NTASKS, or RANK and WORLD_SIZE.
+    #[arg(long, value_name = "I/N")]
+    shard: Option<ShardChoice>,
     /// Prints the effective config and does nothing else.
     #[arg(long)]
     dry_run: bool,
@@ -78,10 +105,14 @@ fn main() -> ExitCode {
         (Some(Command::Bench(arguments)), _) => {
             catch_out_of_memory(BENCH_ADVICE, || bench::bench(arguments))
         }
+        (Some(Command::Merge(run)), _) => {
+            start_log(run);
+            start(run, sysgen_data::merge)
+        }
         (None, Some(run)) => {
             start_log(run);
             interrupt::install();
-            catch_out_of_memory(ADVICE, || start(run))
+            catch_out_of_memory(ADVICE, || start(run, |config| generate(config, run.shard)))
         }
         (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
     };
@@ -116,7 +147,18 @@ fn start_log(arguments: &RunArguments) {
         .init();
 }
 
-fn start(arguments: &RunArguments) -> Result<()> {
+fn generate(config: &RunConfig, shard: Option<ShardChoice>) -> Result<Summary> {
+    let shard = match shard {
+        None => Shard::WHOLE,
+        Some(ShardChoice::Of(shard)) => shard,
+        Some(ShardChoice::Auto) => Shard::from_environment(|name| std::env::var(name).ok())?,
+    };
+    let device = sysgen_model::device(&config.device.to_string())?;
+    doing("generating");
+    sysgen_data::run_shard(config, &device, shard)
+}
+
+fn start(arguments: &RunArguments, work: impl FnOnce(&RunConfig) -> Result<Summary>) -> Result<()> {
     let config = RunConfig::load(&arguments.config, &arguments.overrides)?;
     if config.generate.is_none() {
         bail!(
@@ -128,14 +170,12 @@ fn start(arguments: &RunArguments) -> Result<()> {
         tell(config.to_toml().trim_end());
         return Ok(());
     }
-    let device = sysgen_model::device(&config.device.to_string())?;
-    doing("generating");
-    let summary = sysgen_data::run(&config, &device)?;
+    let summary = work(&config)?;
     let effective = config.generated_data_dir().join("config.toml");
     write_atomically(&effective, |file| {
         file.write_all(config.to_toml().as_bytes())
     })?;
-    if !summary.interrupted && !arguments.quiet {
+    if !summary.interrupted && !summary.other_shards && !arguments.quiet {
         show(&summary);
     }
     Ok(())

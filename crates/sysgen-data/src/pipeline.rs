@@ -2,9 +2,10 @@
 //! for what it needs next, and each answer is in the log the moment it is known. The data set is
 //! written from the log in source order, so it does not depend on chunks, batches or restarts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -12,7 +13,7 @@ use sysgen_core::config::{GenerateSection, RunConfig, Variant};
 use sysgen_core::files::write_atomically;
 use sysgen_core::hash::hash_file;
 use sysgen_core::jsonl::write_jsonl;
-use sysgen_core::{interrupt, lock_output};
+use sysgen_core::{OutputLock, interrupt, lock_output};
 
 use crate::dataset;
 use crate::generator::{Generator, Judgement, Outcome, Prompt};
@@ -20,11 +21,15 @@ use crate::input::{self, Input, Row};
 use crate::log::{self, Answer, Answers, Entry, Key, Log, Phase};
 use crate::manifest::{Funnel, Manifest, Selection, TagCounts, TokenCounts};
 use crate::progress::Progress;
-use crate::steps::{Plan, Step};
+use crate::shard::Shard;
+use crate::steps::{Plan, Request, Step};
 use crate::summary::{Sample, Summary};
 
 /// Rows in flight per slot of the engine: enough that a slot which is free early finds another request.
 const ROWS_PER_SLOT: usize = 16;
+
+/// How long a shard that found all rows answered waits for the others to leave.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// How many finished rows a summary shows.
 const SAMPLES: usize = 3;
@@ -79,69 +84,120 @@ pub fn run_with<'g>(
     model: &ModelIdentity,
     open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
 ) -> Result<Summary> {
+    run_shard_with(config, model, Shard::WHOLE, open)
+}
+
+/// As `run_with`, for the rows of one shard. The data set is written by the shard that finds all rows
+/// answered, its own and the others'.
+///
+/// # Errors
+/// As `run_with`.
+pub fn run_shard_with<'g>(
+    config: &RunConfig,
+    model: &ModelIdentity,
+    shard: Shard,
+    open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
+) -> Result<Summary> {
     let Some(generate) = &config.generate else {
         bail!("the config has no [generate] section; add one to generate data");
     };
     let directory = config.generated_data_dir();
-    let _lock = lock_output(&directory)?;
+    let mut lock = shard.lock(&directory)?;
     let plan = Plan::new(config, generate)?;
     let Input { rows, counts } = input::read(&config.data, config.seed)?;
     let key = key(config, generate, &plan, model)?;
     let mut session = Session {
         plan: &plan,
         variant: generate.variant,
-        answers: HashMap::new(),
+        log: None,
     };
-    let (mut tokens, mut seconds, mut interrupted) = (0, 0.0, false);
-    if needs_model(generate.variant) {
-        let log_path = directory.join("log.jsonl");
-        let (mut log, answers) = Log::open(&log_path, &key)?;
-        session.answers = answers;
-        let waiting: Vec<&Row> = rows.iter().filter(|row| session.is_waiting(row)).collect();
-        if !waiting.is_empty() {
-            let done = rows.len() - waiting.len();
-            if done > 0 || !session.answers.is_empty() {
-                tracing::info!("going on after {done} of {} rows", rows.len());
-            }
-            let mut generator = open()?;
-            tracing::info!(
-                "writing system messages and answers for {} rows",
-                waiting.len()
-            );
-            let expected = waiting.iter().map(|row| session.answers_to_come(row)).sum();
-            let mut progress = Progress::new(rows.len(), done, expected);
-            for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {
-                let outcome =
-                    session.go_through(chunk, generator.as_mut(), &mut log, &mut progress);
-                log.sync()?;
-                outcome?;
-                if interrupt::requested() {
-                    break;
-                }
-            }
-            progress.finish();
-            (tokens, seconds) = progress.totals();
-        }
-        interrupted = rows.iter().any(|row| session.is_waiting(row));
-    }
-    let funnel = Funnel {
-        read: counts,
-        ..Funnel::default()
-    };
-    let dataset = dataset_path(config);
     let mut summary = Summary {
-        dataset,
-        funnel,
-        tags: BTreeMap::new(),
-        samples: Vec::new(),
-        interrupted,
-        tokens,
-        seconds,
+        dataset: dataset_path(config),
+        funnel: Funnel {
+            read: counts,
+            ..Funnel::default()
+        },
+        ..Summary::default()
     };
-    if interrupted {
-        tracing::warn!("stopped; run the same command again to go on");
-        return Ok(summary);
+    if needs_model(generate.variant) {
+        session.log = Some(Log::read(&directory, &key)?);
+        let of_shard: Vec<&Row> = rows
+            .iter()
+            .enumerate()
+            .filter(|(position, _)| shard.has(*position))
+            .map(|(_, row)| row)
+            .collect();
+        session.answer(&of_shard, shard, generate, open, &mut summary)?;
+        summary.interrupted = session.count_waiting(&of_shard)? > 0;
+        if summary.interrupted {
+            tracing::warn!("stopped; run the same command again to go on");
+            return Ok(summary);
+        }
+        if !shard.is_whole() {
+            // What the others have written until now is there, too.
+            session.log = Some(Log::read(&directory, &key)?);
+            let waiting = session.count_waiting(&rows.iter().collect::<Vec<_>>())?;
+            if waiting > 0 {
+                tracing::info!(
+                    "shard {shard} is done; {waiting} of {} rows are still to come from the other shards",
+                    rows.len()
+                );
+                summary.other_shards = true;
+                return Ok(summary);
+            }
+            drop(lock);
+            lock = match lock_soon(&directory) {
+                Ok(lock) => lock,
+                Err(busy) => {
+                    tracing::warn!("every shard is done; {busy:#}, then run `sysgen-data merge`");
+                    summary.other_shards = true;
+                    return Ok(summary);
+                }
+            };
+        }
     }
+    write_dataset(config, generate, model, key, &session, &rows, &mut summary)?;
+    drop(lock);
+    Ok(summary)
+}
+
+/// Writes the data set of a run whose shards are all done.
+///
+/// # Errors
+/// As `run_with`; and rows without answers.
+pub fn merge_with(config: &RunConfig, model: &ModelIdentity) -> Result<Summary> {
+    run_with(config, model, || {
+        bail!(
+            "some rows have no answers yet; run the shards that are missing, or go on without --shard, and the data set is written by itself"
+        )
+    })
+}
+
+/// Locks the folder. Every row is answered, so other shards that hold it are about to find that out, too,
+/// or are writing the data set.
+fn lock_soon(directory: &Path) -> Result<OutputLock> {
+    let started = Instant::now();
+    loop {
+        match lock_output(directory) {
+            Err(busy) if started.elapsed() > LONGEST_WAIT || interrupt::requested() => {
+                return Err(busy);
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            lock => return lock,
+        }
+    }
+}
+
+/// Writes the data set, its manifest and the timing; every row has all its answers.
+fn write_dataset(
+    config: &RunConfig,
+    generate: &GenerateSection,
+    model: &ModelIdentity,
+    key: Key,
+    session: &Session,
+    rows: &[Row],
+    summary: &mut Summary,
+) -> Result<()> {
     let mut manifest = Manifest {
         selection: selection(config, generate)?,
         key,
@@ -153,14 +209,26 @@ pub fn run_with<'g>(
     };
     // A manifest means "complete": the old one goes before the data set it describes does.
     remove_if_there(&manifest_path(config))?;
-    let lines = rows
-        .iter()
-        .filter_map(|row| session.finish(row, model, &mut manifest, &mut summary.samples));
-    write_jsonl(&summary.dataset, lines)?;
+    let mut failure = None;
+    let lines = rows.iter().map_while(|row| {
+        let line = session.finish(row, model, &mut manifest, &mut summary.samples);
+        line.map_err(|error| failure = Some(error)).ok()
+    });
+    let written = write_jsonl(&summary.dataset, lines.flatten());
+    if let Some(failure) = failure {
+        // What was written is only a part.
+        remove_if_there(&summary.dataset)?;
+        return Err(failure);
+    }
+    written?;
     manifest.funnel.add_up();
     manifest.dataset_hash = hash_file(&summary.dataset)?;
     manifest.write(&manifest_path(config))?;
-    write_timing(&directory, tokens, seconds)?;
+    write_timing(
+        &config.generated_data_dir(),
+        summary.tokens,
+        summary.seconds,
+    )?;
     summary.funnel = manifest.funnel;
     summary.tags = manifest.tags;
     if summary.funnel.kept == 0 {
@@ -170,7 +238,7 @@ pub fn run_with<'g>(
             summary.funnel
         );
     }
-    Ok(summary)
+    Ok(())
 }
 
 fn manifest_path(config: &RunConfig) -> PathBuf {
@@ -219,23 +287,82 @@ fn key(
     Ok(key)
 }
 
-/// The answers so far, by row id.
+/// The rows' way through the phases, by the answers in the log.
 struct Session<'a> {
     plan: &'a Plan,
     variant: Variant,
-    answers: HashMap<String, Answers>,
+    /// None when no row needs the model.
+    log: Option<Log>,
 }
 
-const NO_ANSWERS: &Answers = &Answers::new();
-
 impl Session<'_> {
-    fn next(&self, row: &Row) -> Step {
-        self.plan
-            .next(row, self.answers.get(&row.id).unwrap_or(NO_ANSWERS))
+    fn answers(&self, row: &Row) -> Result<Answers> {
+        self.log
+            .as_ref()
+            .map_or_else(|| Ok(Answers::new()), |log| log.answers(&row.id))
     }
 
-    fn is_waiting(&self, row: &Row) -> bool {
-        matches!(self.next(row), Step::Complete { .. } | Step::Choose(_))
+    fn next(&self, row: &Row) -> Result<Step> {
+        Ok(self.plan.next(row, &self.answers(row)?))
+    }
+
+    fn is_waiting(&self, row: &Row) -> Result<bool> {
+        Ok(matches!(self.next(row)?, Step::Ask(_)))
+    }
+
+    fn count_waiting(&self, rows: &[&Row]) -> Result<usize> {
+        let mut waiting = 0;
+        for row in rows {
+            waiting += usize::from(self.is_waiting(row)?);
+        }
+        Ok(waiting)
+    }
+
+    /// Has every waiting row answered, as long as nobody asks to stop.
+    fn answer<'g>(
+        &mut self,
+        rows: &[&Row],
+        shard: Shard,
+        generate: &GenerateSection,
+        open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        let mut waiting = Vec::new();
+        for row in rows {
+            if self.is_waiting(row)? {
+                waiting.push(*row);
+            }
+        }
+        let log = self.log.as_mut().expect("a log is open");
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let done = rows.len() - waiting.len();
+        if done > 0 || log.has_answers() {
+            tracing::info!("going on after {done} of {} rows", rows.len());
+        }
+        // Before the model is loaded: a log that cannot be written is known at once.
+        log.write_to(shard)?;
+        let mut generator = open()?;
+        tracing::info!(
+            "writing system messages and answers for {} rows",
+            waiting.len()
+        );
+        let expected = waiting.iter().map(|row| self.answers_to_come(row)).sum();
+        let mut progress = Progress::new(rows.len(), done, expected);
+        let mut outcome = Ok(());
+        for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {
+            outcome = self.go_through(chunk, generator.as_mut(), &mut progress);
+            if let Some(log) = &self.log {
+                log.sync()?;
+            }
+            if outcome.is_err() || interrupt::requested() {
+                break;
+            }
+        }
+        progress.finish();
+        (summary.tokens, summary.seconds) = progress.totals();
+        outcome
     }
 
     /// About how many answers a waiting row still needs: a draft, a judgement, and one per turn.
@@ -246,7 +373,7 @@ impl Session<'_> {
             row.turns.len()
         };
         let system = if row.system.is_some() { 0 } else { 2 };
-        let had = self.answers.get(&row.id).map_or(0, Answers::len);
+        let had = self.log.as_ref().map_or(0, |log| log.count(&row.id));
         (system + turns).saturating_sub(had).max(1)
     }
 
@@ -255,50 +382,51 @@ impl Session<'_> {
         &mut self,
         chunk: &[&Row],
         generator: &mut dyn Generator,
-        log: &mut Log,
         progress: &mut Progress,
     ) -> Result<()> {
         let mut waiting = chunk.to_vec();
-        while !waiting.is_empty() && !interrupt::requested() {
+        while !interrupt::requested() {
             let mut writes: Vec<Place> = Vec::new();
             let mut prompts: Vec<Prompt> = Vec::new();
             let mut choices: Vec<Place> = Vec::new();
             let mut judgements: Vec<Judgement> = Vec::new();
-            for row in &waiting {
-                match self.next(row) {
-                    Step::Complete {
-                        phase,
-                        attempt,
-                        prompt,
-                    } => {
-                        writes.push(Place {
-                            row: &row.id,
-                            phase,
-                            attempt,
-                        });
+            let before = waiting.len();
+            let mut still_waiting = Vec::with_capacity(before);
+            for row in waiting {
+                let Step::Ask(ask) = self.next(row)? else {
+                    continue;
+                };
+                still_waiting.push(row);
+                let ((phase, attempt), request) = self.plan.request(row, &ask);
+                let place = Place {
+                    row: &row.id,
+                    phase,
+                    attempt,
+                };
+                match request {
+                    Request::Complete(prompt) => {
+                        writes.push(place);
                         prompts.push(prompt);
                     }
-                    Step::Choose(judgement) => {
-                        choices.push(Place {
-                            row: &row.id,
-                            phase: Phase::Verify,
-                            attempt: 0,
-                        });
+                    Request::Choose(judgement) => {
+                        choices.push(place);
                         judgements.push(judgement);
                     }
-                    Step::Dropped { .. } | Step::Kept(_) => {}
                 }
+            }
+            waiting = still_waiting;
+            progress.rows(before - waiting.len());
+            if waiting.is_empty() {
+                return Ok(());
             }
             let asked = prompts.len() + judgements.len();
             let mut heard = 0;
             let mut failure = None;
+            let log = self.log.as_mut().expect("a log is open");
             let mut note = |place: &Place, answer: Answer, tokens: usize| {
                 heard += 1;
                 progress.answer(tokens);
-                let entry = place.entry(answer);
-                let of_row = self.answers.entry(entry.row.clone()).or_default();
-                of_row.insert((entry.phase, entry.attempt), entry.answer.clone());
-                if let Err(error) = log.append(entry) {
+                if let Err(error) = log.append(&place.entry(answer)) {
                     failure = Some(error);
                     return ControlFlow::Break(());
                 }
@@ -334,9 +462,6 @@ impl Session<'_> {
                     "the engine answered {heard} of {asked} requests; this is a fault of the program"
                 );
             }
-            let before = waiting.len();
-            waiting.retain(|row| self.is_waiting(row));
-            progress.rows(before - waiting.len());
         }
         Ok(())
     }
@@ -348,8 +473,8 @@ impl Session<'_> {
         model: &ModelIdentity,
         manifest: &mut Manifest,
         samples: &mut Vec<Sample>,
-    ) -> Option<dataset::Line> {
-        let answers = self.answers.get(&row.id).unwrap_or(NO_ANSWERS);
+    ) -> Result<Option<dataset::Line>> {
+        let answers = &self.answers(row)?;
         self.plan
             .count_rejects(answers, &mut manifest.rejected_pieces);
         count_tokens(answers, &mut manifest.tokens);
@@ -357,11 +482,9 @@ impl Session<'_> {
             Step::Kept(kept) => kept,
             Step::Dropped { phase, reason } => {
                 manifest.funnel.drop_row(phase, reason);
-                return None;
+                return Ok(None);
             }
-            Step::Complete { .. } | Step::Choose(_) => {
-                unreachable!("only finished runs are written")
-            }
+            Step::Ask(_) => unreachable!("only finished runs are written"),
         };
         let line = dataset::line(self.plan, self.variant, &model.name, row, answers, &kept);
         for verdict in &line.sysgen.tags {
@@ -380,7 +503,7 @@ impl Session<'_> {
                 answer: kept.answers.first().unwrap_or(&first.answer).clone(),
             });
         }
-        Some(line)
+        Ok(Some(line))
     }
 }
 

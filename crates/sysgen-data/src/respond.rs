@@ -6,12 +6,12 @@ use crate::input::{Row, Turn};
 
 /// The conversation up to the question of turn `answers.len()`: the system message, earlier turns as
 /// they are, and, in a whole conversation, the answers written so far instead of the original ones.
-pub(crate) fn prompt(system: &str, row: &Row, answers: &[&str]) -> Vec<Message> {
+pub(crate) fn prompt(system: &str, row: &Row, answers: &[String]) -> Vec<Message> {
     let mut messages = vec![Message::system(system)];
     messages.extend(row.history.iter().flat_map(spoken));
     for (turn, answer) in row.turns.iter().zip(answers) {
         messages.push(Message::user(&turn.question));
-        messages.push(Message::assistant(*answer));
+        messages.push(Message::assistant(answer));
     }
     messages.push(Message::user(&row.turns[answers.len()].question));
     messages

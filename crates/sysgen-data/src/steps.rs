@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use sysgen_core::config::{GenerateSection, RunConfig, Variant, VerifyMethod};
 use sysgen_core::hash::{hash_bytes, seed_from};
-use sysgen_core::message::Message;
 
 use crate::filter::{filter, system_text};
 use crate::generator::{Judgement, Prompt, Reply, Sampling};
@@ -27,18 +26,34 @@ pub(crate) struct Plan {
 
 /// What happens to a row next.
 pub(crate) enum Step {
-    /// The model writes.
-    Complete {
-        phase: Phase,
-        attempt: usize,
-        prompt: Prompt,
-    },
-    /// The model chooses labels.
-    Choose(Judgement),
+    /// The model is asked.
+    Ask(Ask),
     /// It is left out.
     Dropped { phase: Phase, reason: &'static str },
     /// It is in the data set.
     Kept(Box<Kept>),
+}
+
+/// What the model is asked; `Plan::request` makes the prompt.
+pub(crate) enum Ask {
+    /// For a draft.
+    Draft { attempt: usize },
+    /// For its judgement.
+    Judge(Box<Drafted>),
+    /// For the answer of a turn, the earlier ones `written`.
+    Respond {
+        turn: usize,
+        system: String,
+        written: Vec<String>,
+    },
+}
+
+/// A request for the model.
+pub(crate) enum Request {
+    /// It writes.
+    Complete(Prompt),
+    /// It chooses labels.
+    Choose(Judgement),
 }
 
 /// A row that went through all phases.
@@ -124,24 +139,23 @@ impl Plan {
         }
         let (system, drafted) = match &row.system {
             Some(own) => (own.clone(), None),
-            None => match self.system_message(row, answers) {
+            None => match self.system_message(answers) {
                 Ok(drafted) => (drafted.system_text(), Some(drafted)),
                 Err(step) => return step,
             },
         };
-        let mut written: Vec<&str> = Vec::new();
+        let mut written = Vec::new();
         if self.generate.variant != Variant::OriginalAnswer {
             for turn in 0..row.turns.len() {
                 let reply = match answers.get(&(Phase::Respond, turn)) {
                     Some(Answer::Reply(reply)) => reply,
                     Some(Answer::TooLong(_)) => return dropped(Phase::Respond, TOO_LONG),
                     Some(Answer::Judged(_)) | None => {
-                        return self.complete(
-                            row,
-                            Phase::Respond,
+                        return Step::Ask(Ask::Respond {
                             turn,
-                            respond::prompt(&system, row, &written),
-                        );
+                            system,
+                            written,
+                        });
                     }
                 };
                 if !reply.finished {
@@ -150,28 +164,24 @@ impl Plan {
                 if reply.text.trim().is_empty() {
                     return dropped(Phase::Respond, EMPTY_ANSWER);
                 }
-                written.push(reply.text.trim());
+                written.push(reply.text.trim().to_string());
             }
         }
-        let answers = written.into_iter().map(str::to_string).collect();
         Step::Kept(Box::new(Kept {
             system: Some(system),
             drafted,
-            answers,
+            answers: written,
         }))
     }
 
     /// Phases 1 to 3; `Err` is the step that is still needed, or the drop.
-    fn system_message(&self, row: &Row, answers: &Answers) -> Result<Drafted, Step> {
+    fn system_message(&self, answers: &Answers) -> Result<Drafted, Step> {
         let mut drafted = None;
         for attempt in 0..=self.generate.draft.retries {
             let reply = match answers.get(&(Phase::Draft, attempt)) {
                 Some(Answer::Reply(reply)) => reply,
                 Some(Answer::TooLong(_)) => return Err(dropped(Phase::Draft, TOO_LONG)),
-                Some(Answer::Judged(_)) | None => {
-                    let prompt = draft::prompt(&self.draft_prompt, row);
-                    return Err(self.complete(row, Phase::Draft, attempt, prompt));
-                }
+                Some(Answer::Judged(_)) | None => return Err(Step::Ask(Ask::Draft { attempt })),
             };
             let phrases = filter(&reply.text, self.generate.tags).phrases;
             if !phrases.is_empty() {
@@ -191,7 +201,7 @@ impl Plan {
             Some(Answer::Judged(judged)) => verify::from_scores(&judged.scores),
             Some(Answer::Reply(reply)) => verify::from_text(&reply.text),
             Some(Answer::TooLong(_)) => return Err(dropped(Phase::Verify, TOO_LONG)),
-            None => return Err(self.judge(row, &drafted)),
+            None => return Err(Step::Ask(Ask::Judge(Box::new(drafted)))),
         };
         for tag in Tag::CANONICAL {
             let used = drafted.phrases.iter().any(|phrase| phrase.tag == tag);
@@ -205,25 +215,47 @@ impl Plan {
         Ok(drafted)
     }
 
-    fn judge(&self, row: &Row, drafted: &Drafted) -> Step {
-        let turn = row.turns.last().expect("a row has at least one turn");
-        let prompt = verify::prompt(
-            &self.verify_prompt,
-            &drafted.phrases,
-            &drafted.annotated,
-            &turn.question,
-            &turn.answer,
-        );
-        match self.generate.verify.method {
-            VerifyMethod::Score => Step::Choose(Judgement {
-                messages: prompt,
-                steps: verify::label_steps(),
-            }),
-            VerifyMethod::Generate => self.complete(row, Phase::Verify, 0, prompt),
-        }
+    /// The request of a step, and the place of its outcome.
+    pub(crate) fn request(&self, row: &Row, ask: &Ask) -> ((Phase, usize), Request) {
+        let (phase, attempt, messages) = match ask {
+            Ask::Draft { attempt } => {
+                let messages = draft::prompt(&self.draft_prompt, row);
+                (Phase::Draft, *attempt, messages)
+            }
+            Ask::Judge(drafted) => {
+                let turn = row.turns.last().expect("a row has at least one turn");
+                let messages = verify::prompt(
+                    &self.verify_prompt,
+                    &drafted.phrases,
+                    &drafted.annotated,
+                    &turn.question,
+                    &turn.answer,
+                );
+                if self.generate.verify.method == VerifyMethod::Score {
+                    let steps = verify::label_steps();
+                    let judgement = Judgement { messages, steps };
+                    return ((Phase::Verify, 0), Request::Choose(judgement));
+                }
+                (Phase::Verify, 0, messages)
+            }
+            Ask::Respond {
+                turn,
+                system,
+                written,
+            } => {
+                let messages = respond::prompt(system, row, written);
+                (Phase::Respond, *turn, messages)
+            }
+        };
+        let prompt = Prompt {
+            messages,
+            sampling: self.sampling(phase),
+            seed: self.seed(row, phase, attempt),
+        };
+        ((phase, attempt), Request::Complete(prompt))
     }
 
-    fn complete(&self, row: &Row, phase: Phase, attempt: usize, messages: Vec<Message>) -> Step {
+    fn sampling(&self, phase: Phase) -> Sampling {
         let GenerateSection {
             draft,
             verify,
@@ -250,21 +282,11 @@ impl Plan {
                 respond.max_tokens,
             ),
         };
-        let sampling = Sampling {
+        Sampling {
             temperature,
             top_p,
             top_k,
             max_tokens,
-        };
-        let prompt = Prompt {
-            messages,
-            sampling,
-            seed: self.seed(row, phase, attempt),
-        };
-        Step::Complete {
-            phase,
-            attempt,
-            prompt,
         }
     }
 

@@ -9,9 +9,9 @@ use crate::tag::Tag;
 use crate::verify::Label;
 
 /// What a run did.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// The data set; complete unless `interrupted`.
+    /// The data set; complete unless `interrupted` or `other_shards`.
     pub dataset: PathBuf,
     /// What became of every row.
     pub funnel: Funnel,
@@ -21,6 +21,8 @@ pub struct Summary {
     pub samples: Vec<Sample>,
     /// The run was asked to stop; running it again goes on.
     pub interrupted: bool,
+    /// This shard's rows are answered, others' are not yet: there is no data set so far.
+    pub other_shards: bool,
     /// Tokens read and written by this process.
     pub tokens: usize,
     /// Seconds this process generated for.

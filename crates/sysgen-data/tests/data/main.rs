@@ -1,8 +1,10 @@
 //! The data library from the outside: formats in, the four phases with a scripted model, bytes out.
 #![allow(clippy::unwrap_used)]
 
+mod damage;
 mod external;
 mod formats;
 mod phases;
 mod resume;
 mod scripted;
+mod shards;
