@@ -76,6 +76,7 @@ mod tests {
             id: id.into(),
             ids: ids.to_vec(),
             learn,
+            set: 0,
         }
     }
 

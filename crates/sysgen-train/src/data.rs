@@ -1,6 +1,7 @@
 //! What a run learns from and is measured on: rows read, split, rendered and looked at.
 
 use std::io::IsTerminal;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use sysgen_chat::{Chat, ChatOptions};
@@ -8,8 +9,8 @@ use sysgen_core::RunConfig;
 use sysgen_core::config::TrainSection;
 use sysgen_model::ModelConfig;
 use sysgen_train::check::{Findings, Subject, check, preview};
-use sysgen_train::example::{Example, Examples, prepare};
 use sysgen_train::method;
+use sysgen_train::example::{Example, Examples, render_rows};
 use sysgen_train::rows::{Row, Split, split, training_rows};
 
 /// Rows that are named where rows are lost; the rest is counted.
@@ -39,7 +40,9 @@ pub(crate) fn load_chat(config: &RunConfig) -> Result<Chat> {
 }
 
 /// Reads and renders the rows of a run, and says what was lost on the way.
-pub(crate) fn load(config: &RunConfig, train: &TrainSection) -> Result<Data> {
+///
+/// With a `cache` folder, rendered rows are kept there for the next start.
+pub(crate) fn load(config: &RunConfig, train: &TrainSection, cache: Option<&Path>) -> Result<Data> {
     let model = ModelConfig::from_directory(&config.model.path)?;
     method::lora(train, &model)?;
     let chat = load_chat(config)?;
@@ -61,8 +64,10 @@ pub(crate) fn load(config: &RunConfig, train: &TrainSection) -> Result<Data> {
             train.max_length
         );
     }
-    let training = prepare(&chat, &rows.train, longest, train.assistant_only_loss);
-    let held_out = prepare(&chat, &rows.held_out, longest, true);
+    let all: Vec<&Row> = rows.train.iter().chain(&rows.held_out).collect();
+    let mut fits = render_rows(&chat, &all, longest, cache);
+    let held_out = Examples::of(fits.split_off(rows.train.len()), true);
+    let training = Examples::of(fits, train.assistant_only_loss);
     for (examples, what) in [(&training, "training"), (&held_out, "held-out")] {
         let tokens: usize = examples
             .examples

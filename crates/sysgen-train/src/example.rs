@@ -3,11 +3,14 @@
 //! What is too long loses its oldest turns, then the start of its question; never a word of the system message or of the
 //! answer. What still does not fit is dropped and named.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use rayon::prelude::*;
 use sysgen_chat::Chat;
 use sysgen_core::message::{Message, Role};
 
+use crate::render_cache;
 use crate::rows::Row;
 
 /// A conversation as the model is trained on it.
@@ -19,6 +22,8 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// `learn[t]`: `ids[t]` is something the model learns to say. Never true for the first token.
     pub learn: Vec<bool>,
+    /// Which file of `data.path` its row comes from, counted from 0.
+    pub set: usize,
 }
 
 impl Example {
@@ -41,11 +46,37 @@ pub struct Examples {
     pub refused: Vec<(String, String)>,
 }
 
-enum Fit {
+/// What became of one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// All of it is there.
     Whole(Example),
+    /// It lost history or the start of its question.
     Cut(Example),
+    /// It is too long, and why nothing could be cut (row, reason).
     Dropped(String, String),
+    /// It cannot be rendered (row, reason).
     Refused(String, String),
+}
+
+/// Renders every row to at most `max_length` tokens, in parallel. With a `cache` folder, rows whose text, template and
+/// tokenizer were met before are taken from there.
+pub fn render_rows(
+    chat: &Chat,
+    rows: &[&Row],
+    max_length: usize,
+    cache: Option<&Path>,
+) -> Vec<Fit> {
+    let render = |row: &Row| {
+        fit(chat, row, max_length)
+            .unwrap_or_else(|error| Fit::Refused(row.id.clone(), format!("{error:#}")))
+    };
+    // A template that writes the date gives other ids tomorrow.
+    let lasting = !chat.template().contains("strftime_now");
+    match cache.filter(|_| lasting) {
+        Some(folder) => render_cache::through(folder, chat, rows, max_length, render),
+        None => rows.par_iter().map(|row| render(row)).collect(),
+    }
 }
 
 /// Renders every row to at most `max_length` tokens. With `assistant_only_loss` false, every token but the first is learnt.
@@ -55,28 +86,32 @@ pub fn prepare(
     max_length: usize,
     assistant_only_loss: bool,
 ) -> Examples {
-    let fits: Vec<Fit> = rows
-        .par_iter()
-        .map(|row| match fit(chat, row, max_length) {
-            Ok(Fit::Whole(example)) => Fit::Whole(learn_what(example, assistant_only_loss)),
-            Ok(Fit::Cut(example)) => Fit::Cut(learn_what(example, assistant_only_loss)),
-            Ok(left_out) => left_out,
-            Err(error) => Fit::Refused(row.id.clone(), format!("{error:#}")),
-        })
-        .collect();
-    let mut found = Examples::default();
-    for fit in fits {
-        match fit {
-            Fit::Whole(example) => found.examples.push(example),
-            Fit::Cut(example) => {
-                found.cut.push(example.id.clone());
-                found.examples.push(example);
+    let rows: Vec<&Row> = rows.iter().collect();
+    Examples::of(
+        render_rows(chat, &rows, max_length, None),
+        assistant_only_loss,
+    )
+}
+
+impl Examples {
+    /// Sorts rendered rows by what became of them.
+    pub fn of(fits: Vec<Fit>, assistant_only_loss: bool) -> Examples {
+        let mut found = Examples::default();
+        for fit in fits {
+            match fit {
+                Fit::Whole(example) => {
+                    (found.examples).push(learn_what(example, assistant_only_loss))
+                }
+                Fit::Cut(example) => {
+                    found.cut.push(example.id.clone());
+                    (found.examples).push(learn_what(example, assistant_only_loss));
+                }
+                Fit::Dropped(id, reason) => found.dropped.push((id, reason)),
+                Fit::Refused(id, reason) => found.refused.push((id, reason)),
             }
-            Fit::Dropped(id, reason) => found.dropped.push((id, reason)),
-            Fit::Refused(id, reason) => found.refused.push((id, reason)),
         }
+        found
     }
-    found
 }
 
 fn learn_what(mut example: Example, assistant_only_loss: bool) -> Example {
@@ -117,6 +152,7 @@ fn render(chat: &Chat, row: &Row, messages: &[Message]) -> Result<Example> {
         id: row.id.clone(),
         ids: rendered.ids,
         learn: rendered.learn,
+        set: row.set,
     })
 }
 

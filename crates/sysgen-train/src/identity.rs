@@ -45,6 +45,11 @@ pub fn identity(
     say("model.init", word(&config.model.init));
     say("model files", model_files(config)?);
     say("tokenizer and chat template", chat.fingerprint());
+    if !config.data.weights.is_empty() {
+        say("data.weights", format!("{:?}", config.data.weights));
+        let sets: Vec<u8> = train.iter().flat_map(|e| e.set.to_le_bytes()).collect();
+        say("files of the training rows", hash_bytes(&sets));
+    }
     say("training rows", hash_examples(train));
     say("held-out rows", hash_examples(held_out));
     if let Some(train) = &config.train

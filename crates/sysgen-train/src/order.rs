@@ -2,21 +2,24 @@
 //! whole data cursor of a checkpoint.
 
 use crate::example::Example;
+use crate::mix::Mix;
 use crate::pack::epoch_rows;
 
 /// The order of the training data.
 #[derive(Clone, Debug)]
 pub struct DataOrder {
     lengths: Vec<usize>,
+    mix: Mix,
     settings: OrderSettings,
-    steps_per_epoch: usize,
+    /// The first step of each epoch met so far, and of the one after.
+    starts: Vec<usize>,
     total_steps: usize,
     epoch: usize,
     rows: Vec<Vec<usize>>,
 }
 
 /// What the order depends on besides the lengths.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OrderSettings {
     /// Tokens a packed row may have.
     pub capacity: usize,
@@ -30,41 +33,54 @@ pub struct OrderSettings {
     pub epochs: f64,
     /// Optimizer steps, or 0 to go by `epochs`.
     pub max_steps: usize,
+    /// How often the examples of each data set are seen in an epoch; 1 where there is none.
+    pub weights: Vec<f64>,
     /// The run's seed.
     pub seed: u64,
+}
+
+/// How full packed rows are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Utilisation {
+    /// Rows of an epoch.
+    pub rows: usize,
+    /// Tokens in them, without padding.
+    pub tokens: usize,
+    /// Tokens by what the rows could hold.
+    pub share: f64,
 }
 
 impl DataOrder {
     /// The order of these examples.
     pub fn new(examples: &[Example], settings: OrderSettings) -> DataOrder {
-        let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
-        let OrderSettings {
-            capacity,
-            packing,
-            seed,
-            ..
-        } = settings;
-        let rows = epoch_rows(&lengths, capacity, packing, seed, 0);
-        let steps_per_epoch = rows
-            .len()
-            .div_ceil(settings.rows_per_batch * settings.batches_per_step);
-        let total_steps = match settings.max_steps {
-            0 => (settings.epochs * steps_per_epoch as f64).ceil() as usize,
+        let sets = examples.iter().map(|example| example.set);
+        let mut order = DataOrder {
+            lengths: examples.iter().map(|example| example.ids.len()).collect(),
+            mix: Mix::new(sets, &settings.weights, settings.seed),
+            settings,
+            starts: vec![0],
+            total_steps: 0,
+            epoch: usize::MAX,
+            rows: Vec::new(),
+        };
+        order.enter(0);
+        order.total_steps = match order.settings.max_steps {
+            0 => {
+                let epochs = order.settings.epochs;
+                let whole = epochs.floor() as usize;
+                let before = order.start_of(whole);
+                let last = order.start_of(whole + 1) - before;
+                before + (epochs.fract() * last as f64).ceil() as usize
+            }
             max_steps => max_steps,
         };
-        DataOrder {
-            lengths,
-            settings,
-            steps_per_epoch,
-            total_steps,
-            epoch: 0,
-            rows,
-        }
+        order.enter(0);
+        order
     }
 
-    /// Optimizer steps in one pass over the data; the last of them may be smaller.
+    /// Optimizer steps in the first pass over the data; the last of them may be smaller.
     pub fn steps_per_epoch(&self) -> usize {
-        self.steps_per_epoch
+        self.starts[1]
     }
 
     /// Optimizer steps of the run.
@@ -72,38 +88,81 @@ impl DataOrder {
         self.total_steps
     }
 
-    /// Packed rows in one pass over the data.
-    pub fn rows_per_epoch(&self) -> usize {
-        self.rows.len()
+    /// How full the rows of the present epoch are.
+    pub fn utilisation(&self) -> Utilisation {
+        let tokens = self.rows.iter().flatten().map(|&e| self.lengths[e]).sum();
+        let rows = self.rows.len();
+        let room = (rows * self.settings.capacity).max(1);
+        Utilisation {
+            rows,
+            tokens,
+            share: tokens as f64 / room as f64,
+        }
     }
 
     /// How far into the data a run is after `steps` steps, in epochs.
-    pub fn epoch_after(&self, steps: usize) -> f64 {
-        steps as f64 / self.steps_per_epoch.max(1) as f64
+    pub fn epoch_after(&mut self, steps: usize) -> f64 {
+        let epoch = self.epoch_of(steps);
+        let (start, next) = (self.start_of(epoch), self.start_of(epoch + 1));
+        epoch as f64 + (steps - start) as f64 / (next - start).max(1) as f64
     }
 
     /// The micro-batches of `step` (counted from 0), each a list of rows, each a list of examples.
     pub fn step(&mut self, step: usize) -> Vec<Vec<Vec<usize>>> {
-        let OrderSettings {
-            capacity,
-            packing,
-            rows_per_batch,
-            batches_per_step,
-            seed,
-            ..
-        } = self.settings;
-        let epoch = step / self.steps_per_epoch;
-        if epoch != self.epoch {
-            self.rows = epoch_rows(&self.lengths, capacity, packing, seed, epoch);
-            self.epoch = epoch;
-        }
-        let rows_per_step = rows_per_batch * batches_per_step;
-        let first = (step % self.steps_per_epoch) * rows_per_step;
+        let epoch = self.epoch_of(step);
+        let start = self.start_of(epoch);
+        self.enter(epoch);
+        let rows_per_batch = self.settings.rows_per_batch;
+        let rows_per_step = rows_per_batch * self.settings.batches_per_step;
+        let first = (step - start) * rows_per_step;
         let last = (first + rows_per_step).min(self.rows.len());
         self.rows[first..last]
             .chunks(rows_per_batch)
             .map(<[_]>::to_vec)
             .collect()
+    }
+
+    /// The epoch that `step` belongs to.
+    fn epoch_of(&mut self, step: usize) -> usize {
+        if self.mix.is_even() {
+            return step / self.starts[1].max(1);
+        }
+        let mut epoch = 0;
+        while self.start_of(epoch + 1) <= step {
+            epoch += 1;
+        }
+        epoch
+    }
+
+    /// The first step of `epoch`. Where epochs differ in their examples, the ones before it have to be packed once.
+    fn start_of(&mut self, epoch: usize) -> usize {
+        if self.mix.is_even() && self.starts.len() > 1 {
+            return epoch * self.starts[1];
+        }
+        while self.starts.len() <= epoch {
+            self.enter(self.starts.len() - 1);
+        }
+        self.starts[epoch]
+    }
+
+    /// Packs `epoch`, and learns where the next one starts.
+    fn enter(&mut self, epoch: usize) {
+        let OrderSettings {
+            capacity,
+            packing,
+            seed,
+            ..
+        } = self.settings;
+        if epoch != self.epoch {
+            let members = self.mix.members(epoch);
+            self.rows = epoch_rows(&self.lengths, members, capacity, packing, seed, epoch);
+            self.epoch = epoch;
+        }
+        if self.starts.len() == epoch + 1 {
+            let rows_per_step = self.settings.rows_per_batch * self.settings.batches_per_step;
+            let steps = self.rows.len().div_ceil(rows_per_step);
+            self.starts.push(self.starts[epoch] + steps);
+        }
     }
 }
 
@@ -119,6 +178,7 @@ mod tests {
                     id: n.to_string(),
                     ids: vec![0; length],
                     learn: vec![true; length],
+                    set: n % 2,
                 }
             })
             .collect()
@@ -132,6 +192,7 @@ mod tests {
             batches_per_step: 2,
             epochs: 2.5,
             max_steps: 0,
+            weights: Vec::new(),
             seed: 3,
         }
     }
@@ -190,5 +251,50 @@ mod tests {
             .total_steps(),
             7
         );
+    }
+
+    #[test]
+    fn with_fractional_weights_a_step_is_still_the_same_whether_reached_or_jumped_to() {
+        let examples = examples(61);
+        let settings = OrderSettings {
+            weights: vec![2.0, 0.3],
+            epochs: 4.5,
+            ..settings()
+        };
+        let mut walked = DataOrder::new(&examples, settings.clone());
+        let steps = walked.total_steps();
+        let all: Vec<_> = (0..steps).map(|step| walked.step(step)).collect();
+        for step in [steps - 1, 3, steps / 2, 0] {
+            assert_eq!(
+                DataOrder::new(&examples, settings.clone()).step(step),
+                all[step]
+            );
+        }
+        assert!((walked.epoch_after(steps) - 4.5).abs() < 0.2);
+        let seen = all.iter().flatten().flatten().flatten();
+        let of_first = seen.filter(|&&example| example % 2 == 0).count();
+        assert!((31 * 2 * 4..=31 * 2 * 5).contains(&of_first), "{of_first}");
+    }
+
+    #[test]
+    fn packed_rows_waste_less_than_three_percent_where_conversations_are_short() {
+        // Lengths like those of short questions with worked answers: a few hundred tokens, some twice that.
+        let examples: Vec<Example> = (0..7473_usize)
+            .map(|n| {
+                let length = 90 + (n * 7919) % 211 + if n % 9 == 0 { (n * 31) % 400 } else { 0 };
+                Example {
+                    id: String::new(),
+                    ids: vec![0; length],
+                    learn: vec![true; length],
+                    set: 0,
+                }
+            })
+            .collect();
+        let settings = OrderSettings {
+            capacity: 2048,
+            ..settings()
+        };
+        let utilisation = DataOrder::new(&examples, settings).utilisation();
+        assert!(utilisation.share >= 0.97, "{utilisation:?}");
     }
 }

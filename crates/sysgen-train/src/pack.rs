@@ -43,11 +43,11 @@ pub fn best_fit(lengths: &[usize], order: &[usize], capacity: usize) -> Vec<Vec<
     rows
 }
 
-/// The rows of one epoch, in the order they are trained on: a pure function of the lengths, the seed and the epoch.
-///
-/// Without `packing` every example has its own row. The number of rows is the same in every epoch.
+/// Lays the `members` of an epoch (examples, in any order) into rows, in the order they are trained on: a pure function of
+/// the lengths, the seed and the epoch. Without `packing` every member has its own row.
 pub fn epoch_rows(
     lengths: &[usize],
+    mut members: Vec<usize>,
     capacity: usize,
     packing: bool,
     seed: u64,
@@ -55,12 +55,11 @@ pub fn epoch_rows(
 ) -> Vec<Vec<usize>> {
     let mut random =
         ChaCha8Rng::seed_from_u64(seed_from(&["epoch", &seed.to_string(), &epoch.to_string()]));
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    order.shuffle(&mut random);
+    members.shuffle(&mut random);
     let mut rows = if packing {
-        best_fit(lengths, &order, capacity)
+        best_fit(lengths, &members, capacity)
     } else {
-        order.into_iter().map(|example| vec![example]).collect()
+        members.into_iter().map(|example| vec![example]).collect()
     };
     rows.shuffle(&mut random);
     rows
@@ -110,7 +109,8 @@ mod tests {
     #[test]
     fn the_order_is_a_function_of_seed_and_epoch() {
         let lengths = lengths(100);
-        let epoch = |seed, epoch| epoch_rows(&lengths, 100, true, seed, epoch);
+        let all: Vec<usize> = (0..100).collect();
+        let epoch = |seed, epoch| epoch_rows(&lengths, all.clone(), 100, true, seed, epoch);
         assert_eq!(epoch(1, 2), epoch(1, 2));
         assert_ne!(epoch(1, 2), epoch(1, 3));
         assert_ne!(epoch(1, 2), epoch(2, 2));
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn without_packing_a_row_is_a_conversation() {
-        let rows = epoch_rows(&lengths(30), 100, false, 0, 0);
+        let rows = epoch_rows(&lengths(30), (0..30).collect(), 100, false, 0, 0);
         assert_eq!(rows.len(), 30);
         assert!(rows.iter().all(|row| row.len() == 1));
     }

@@ -52,7 +52,8 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
         summary.funnel = Some(generated.to_string());
     }
     if let Some(train) = &config.train {
-        let data = data::load(config, train)?;
+        let cache = config.output_dir.join("cache");
+        let data = data::load(config, train, Some(&cache))?;
         data::pass(&data.check(config, train)?)?;
         let Some(decoder) = self::train(config, train, &data, &device, &mut summary)? else {
             return Ok(());
@@ -88,7 +89,7 @@ pub(crate) fn check(config: &RunConfig) -> Result<()> {
         .train
         .as_ref()
         .context("check needs a [train] section")?;
-    let data = data::load(config, train)?;
+    let data = data::load(config, train, None)?;
     let findings = data.check(config, train)?;
     tell(format_args!(
         "{}",
@@ -134,13 +135,14 @@ fn train(
         held_out: &held_out,
         identity: &identity,
     };
-    let order = run.order();
+    let mut order = run.order();
+    let (total_steps, packed) = (order.total_steps(), order.utilisation());
     tracing::info!(
-        "{} steps: {} epochs of {} rows of at most {} tokens, {} rows a step",
-        order.total_steps(),
-        order.epoch_after(order.total_steps()),
-        order.rows_per_epoch(),
+        "{total_steps} steps: {} epochs of {} rows of at most {} tokens, {:.1} % full, {} rows a step",
+        order.epoch_after(total_steps),
+        packed.rows,
         train.max_length,
+        100.0 * packed.share,
         train.per_device_train_batch_size * train.gradient_accumulation_steps
     );
     let resumed = checkpoint_to_resume(&config.output_dir, &identity)?;

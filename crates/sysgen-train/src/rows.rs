@@ -8,11 +8,14 @@ use anyhow::{Result, bail, ensure};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde::Deserialize;
 use sysgen_core::RunConfig;
 use sysgen_core::hash::seed_from;
 use sysgen_core::jsonl::read_lines;
 use sysgen_core::message::{Message, Role};
+
+use crate::variant::as_variant;
 
 /// One conversation to learn from.
 #[derive(Clone, Debug)]
@@ -23,8 +26,10 @@ pub struct Row {
     pub messages: Vec<Message>,
     /// For each assistant message, in order: is it learnt? `"weight": 0` makes it context (OpenAI's key).
     pub learnt_answers: Vec<bool>,
-    /// The answer the source data had before it was written anew (`sysgen.original_answer`).
-    pub original_answer: Option<String>,
+    /// The answers the source data had before they were written anew (`sysgen.original_answer`), one for each that is learnt.
+    pub original_answers: Vec<String>,
+    /// Which file of `data.path` it comes from, counted from 0.
+    pub set: usize,
 }
 
 impl Row {
@@ -35,7 +40,8 @@ impl Row {
             id: id.into(),
             learnt_answers: answers.map(|_| true).collect(),
             messages,
-            original_answer: None,
+            original_answers: Vec::new(),
+            set: 0,
         }
     }
 }
@@ -85,6 +91,7 @@ struct Turn {
 struct Provenance {
     id: Option<String>,
     original_answer: Option<String>,
+    original_answers: Option<Vec<String>>,
 }
 
 /// Reads a JSONL file (plain or `.gz`) of rows with `messages`.
@@ -97,9 +104,10 @@ pub fn read_rows(path: &Path) -> Result<Rows> {
         |n| n.to_string_lossy().into_owned(),
     );
     let mut found = Rows::default();
+    let mut lines = Vec::new();
     for line in read_lines(path)? {
-        let (number, text) = match line {
-            Ok(line) => line,
+        match line {
+            Ok(line) => lines.push(line),
             // A line that is not UTF-8 is one bad row; a file that ends in the middle is not whole, and nothing to train on.
             Err(error) if format!("{error:#}").contains("cannot read further") => {
                 return Err(error);
@@ -109,13 +117,20 @@ pub fn read_rows(path: &Path) -> Result<Rows> {
                     place: file_name.clone(),
                     reason: format!("{error:#}"),
                 });
-                continue;
             }
-        };
-        let place = format!("{file_name}:{number}");
-        match read_row(&place, &text) {
+        }
+    }
+    let read: Vec<_> = lines
+        .into_par_iter()
+        .map(|(number, text)| {
+            let place = format!("{file_name}:{number}");
+            read_row(&place, &text).map_err(|reason| BadRow { place, reason })
+        })
+        .collect();
+    for row in read {
+        match row {
             Ok(row) => found.rows.push(row),
-            Err(reason) => found.bad.push(BadRow { place, reason }),
+            Err(bad) => found.bad.push(bad),
         }
     }
     Ok(found)
@@ -142,11 +157,15 @@ fn read_row(place: &str, text: &str) -> Result<Row, String> {
         id,
         messages: line.messages.into_iter().map(|t| t.message).collect(),
         learnt_answers,
-        original_answer: sysgen.original_answer,
+        original_answers: sysgen
+            .original_answers
+            .unwrap_or_else(|| sysgen.original_answer.into_iter().collect()),
+        set: 0,
     })
 }
 
-/// The rows `[train]` learns from: what `[generate]` wrote, or else `data.path`, shuffled and limited as `[data]` says.
+/// The rows `[train]` learns from: what `[generate]` wrote, or else `data.path`, in the variant that `[train]` asks for,
+/// shuffled and limited as `[data]` says.
 ///
 /// # Errors
 /// When no file is named, one cannot be read or holds nothing to use, or a row is bad and `data.strict` is set.
@@ -162,10 +181,16 @@ pub fn training_rows(config: &RunConfig) -> Result<Rows> {
         "[train] needs rows: set data.path, or add [generate]"
     );
     let mut found = Rows::default();
-    for path in &paths {
+    for (set, path) in paths.iter().enumerate() {
         let rows = read_rows(path)?;
-        found.rows.extend(rows.rows);
         found.bad.extend(rows.bad);
+        for row in rows.rows {
+            let id = row.id.clone();
+            match wanted(config, Row { set, ..row }) {
+                Ok(row) => found.rows.push(row),
+                Err(reason) => found.bad.push(BadRow { place: id, reason }),
+            }
+        }
     }
     if let (true, Some(bad)) = (config.data.strict, found.bad.first()) {
         bail!("{}: {} (data.strict is set)", bad.place, bad.reason);
@@ -192,6 +217,13 @@ pub fn training_rows(config: &RunConfig) -> Result<Rows> {
         }
     }
     Ok(found)
+}
+
+fn wanted(config: &RunConfig, row: Row) -> Result<Row, String> {
+    match &config.train {
+        Some(train) => as_variant(row, train.variant, &train.common_system_message),
+        None => Ok(row),
+    }
 }
 
 /// Holds out about `eval_fraction` of the rows.
@@ -307,7 +339,7 @@ mod tests {
         let rows = read_rows(&path).unwrap();
         assert_eq!(rows.rows.len(), 1);
         assert_eq!(rows.rows[0].id, "rows.jsonl:1");
-        assert_eq!(rows.rows[0].original_answer.as_deref(), Some("c"));
+        assert_eq!(rows.rows[0].original_answers, ["c"]);
         let places: Vec<_> = rows.bad.iter().map(|bad| bad.place.as_str()).collect();
         assert_eq!(places, ["rows.jsonl:2", "rows.jsonl:4"]);
     }

@@ -78,6 +78,7 @@ impl Run<'_> {
             batches_per_step: train.gradient_accumulation_steps,
             epochs: train.num_train_epochs,
             max_steps: train.max_steps,
+            weights: self.config.data.weights.clone(),
             seed: self.config.seed,
         };
         DataOrder::new(self.examples, settings)

@@ -110,7 +110,7 @@ fn sample(row: &Row) -> Sample {
         id: row.id.clone(),
         system: said(Role::System),
         question: said(Role::User).unwrap_or_default(),
-        original_answer: row.original_answer.clone(),
+        original_answer: row.original_answers.last().cloned(),
         answer: said(Role::Assistant).unwrap_or_default(),
         before: None,
         after: None,

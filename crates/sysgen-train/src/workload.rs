@@ -104,6 +104,7 @@ fn batches(rows: Vec<Vec<u32>>, shape: Shape) -> Vec<Batch> {
         id: format!("row {row}"),
         learn: (0..ids.len()).map(|t| t >= shape.seq - learnt).collect(),
         ids,
+        set: 0,
     };
     let examples: Vec<Example> = rows.into_iter().enumerate().map(example).collect();
     let rows: Vec<Vec<usize>> = (0..examples.len()).map(|row| vec![row]).collect();

@@ -13,6 +13,9 @@ use super::{
     VerifyMethod,
 };
 
+/// A file repeated more often than this in one epoch is a slip of the pen.
+const MOST_REPEATS: f64 = 100.0;
+
 pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
     let given = Given { origins };
     given.required(
@@ -52,6 +55,7 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
         }
         check_data(&config.data, &given)?;
     }
+    check_weights(config, &given)?;
     if let Some(generate) = &config.generate {
         check_generate(generate, &given)?;
     }
@@ -117,6 +121,32 @@ fn check_data(data: &DataSection, given: &Given) -> Result<()> {
         "data.columns.messages",
         format_args!("{:?}", columns.messages),
         "cannot stand beside question and answer; leave one of both out",
+    )
+}
+
+fn check_weights(config: &RunConfig, given: &Given) -> Result<()> {
+    let (weights, files) = (&config.data.weights, config.data.path.len());
+    if weights.is_empty() {
+        return Ok(());
+    }
+    let said = format!("{weights:?}");
+    given.check(
+        weights.len() == files,
+        "data.weights",
+        &said,
+        format!("must have one number for each file of data.path, which names {files}"),
+    )?;
+    given.check(
+        weights.iter().all(|w| w.is_finite() && *w > 0.0 && *w <= MOST_REPEATS),
+        "data.weights",
+        &said,
+        format!("must hold numbers above 0 and at most {MOST_REPEATS}; leave a file that is not wanted out of data.path"),
+    )?;
+    given.check(
+        config.generate.is_none(),
+        "data.weights",
+        &said,
+        "mixes the rows of [train], which with [generate] come from one file; leave it out, or train in a run of its own",
     )
 }
 
@@ -226,6 +256,14 @@ fn check_adapter(train: &TrainSection, given: &Given) -> Result<()> {
 fn check_train(train: &TrainSection, given: &Given) -> Result<()> {
     check_adapter(train, given)?;
     given.at_least(train.max_length, 2, "train.max_length")?;
+    if train.variant == Variant::CommonSystem {
+        given.check(
+            !train.common_system_message.trim().is_empty(),
+            "train.common_system_message",
+            "\"\"",
+            "must have a text when variant = \"common_system\"",
+        )?;
+    }
     given.at_least(
         train.per_device_train_batch_size,
         1,

@@ -214,6 +214,9 @@ impl Draft {
             Value::Integer(_) => "a whole number, 0 or more".to_string(),
             Value::Float(_) => "a number".to_string(),
             Value::Boolean(_) => "true or false".to_string(),
+            Value::Array(_) if dotted == "data.weights" => {
+                "a list of numbers, one for each file".to_string()
+            }
             Value::Array(_) => "a file in quotes, or a list of files".to_string(),
             // A word no key accepts makes serde list those that are.
             _ => match self.read_with(dotted, Value::String("\0".to_string())) {

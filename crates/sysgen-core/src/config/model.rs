@@ -119,6 +119,9 @@ pub struct DataSection {
     /// One file or a list of files; required by `[generate]`, and by `[train]` without it.
     #[serde(deserialize_with = "one_or_many", serialize_with = "write_one_or_many")]
     pub path: Vec<PathBuf>,
+    /// How often `[train]` sees the rows of each file of `path` in an epoch: 2 is twice, 0.5 every other epoch; default
+    /// empty, every row once.
+    pub weights: Vec<f64>,
     /// How many rows are read, 0 for all; default 0.
     pub limit: usize,
     /// Whether rows are shuffled by the run's seed before `limit` is applied; default false.
@@ -148,6 +151,7 @@ impl Default for DataSection {
     fn default() -> DataSection {
         DataSection {
             path: Vec::new(),
+            weights: Vec::new(),
             limit: 0,
             shuffle: false,
             strict: false,

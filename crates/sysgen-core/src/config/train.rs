@@ -8,6 +8,7 @@ use super::model::{one_or_many, write_one_or_many};
 
 /// The word for all projections in `lora_target_modules`.
 pub const ALL_LINEAR: &str = "all-linear";
+use super::Variant;
 
 /// `[train]`: present, the run trains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,10 @@ pub struct TrainSection {
     /// Folder of an adapter in PEFT's format to go on training; its settings then stand for the `lora_…` and `use_…`
     /// keys; default empty, a new adapter.
     pub lora_adapter: PathBuf,
+    /// Which of the paper's data variants the rows of a SysGen data set are turned into; default `sysgen`, as they are.
+    pub variant: Variant,
+    /// The one system message of `variant = "common_system"`; default "You are a helpful AI assistant".
+    pub common_system_message: String,
     /// Tokens per packed row; default 4096.
     pub max_length: usize,
     /// Whether whole conversations share a row, isolated from each other; default true.
@@ -91,6 +96,8 @@ impl Default for TrainSection {
             use_rslora: false,
             use_dora: false,
             lora_adapter: PathBuf::new(),
+            variant: Variant::Sysgen,
+            common_system_message: "You are a helpful AI assistant".to_string(),
             max_length: 4096,
             packing: true,
             assistant_only_loss: true,

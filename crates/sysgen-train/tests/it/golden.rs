@@ -111,6 +111,7 @@ impl Golden {
                     .map(|&id| id as u32)
                     .collect(),
                 learn,
+                set: 0,
             }
         };
         (0..ids.len() / (rows * time))
