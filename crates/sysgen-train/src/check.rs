@@ -16,13 +16,128 @@ const NAMED_ROWS: usize = 3;
 /// Rows that are rendered again through the exported files.
 const EXPORTED_ROWS: usize = 32;
 
-/// What the gate found.
+/// What a gate says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing to say.
+    Passed,
+    /// Something to know.
+    Note,
+    /// A reason not to train.
+    Refused,
+}
+
+/// One thing that was looked at in all rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// What has to hold, in a few words.
+    pub name: &'static str,
+    /// Whether it holds.
+    pub verdict: Verdict,
+    /// The rows it does not hold for.
+    pub rows: Vec<String>,
+    /// What is the matter; empty where it holds.
+    pub finding: String,
+    /// What to do about it; empty where nothing has to be done.
+    pub fix: &'static str,
+}
+
+impl Gate {
+    fn passed(name: &'static str) -> Gate {
+        Gate {
+            name,
+            verdict: Verdict::Passed,
+            rows: Vec::new(),
+            finding: String::new(),
+            fix: "",
+        }
+    }
+
+    fn said(name: &'static str, verdict: Verdict, finding: String, fix: &'static str) -> Gate {
+        Gate {
+            verdict,
+            finding,
+            fix,
+            ..Gate::passed(name)
+        }
+    }
+
+    /// Refused for these rows, or passed where there are none.
+    fn of_rows(name: &'static str, rows: &[&str], finding: &str, fix: &'static str) -> Gate {
+        if rows.is_empty() {
+            return Gate::passed(name);
+        }
+        Gate {
+            rows: rows.iter().map(|row| (*row).to_string()).collect(),
+            ..Gate::said(name, Verdict::Refused, finding.to_string(), fix)
+        }
+    }
+
+    fn also(mut self, other: Gate) -> Gate {
+        if other.verdict == Verdict::Passed {
+            return self;
+        }
+        if self.verdict == Verdict::Passed {
+            return other;
+        }
+        self.finding = format!("{}; {}", self.finding, other.finding);
+        self.rows.extend(other.rows);
+        self
+    }
+
+    /// The finding in one sentence, with the first rows and the way out.
+    pub fn sentence(&self) -> String {
+        let mut text = match self.named_rows() {
+            rows if rows.is_empty() => String::new(),
+            rows => format!("{} row(s) ({rows}) ", self.rows.len()),
+        };
+        text += &self.finding;
+        if !self.fix.is_empty() {
+            text += &format!("; {}", self.fix);
+        }
+        text
+    }
+
+    /// The first rows by name, and how many more there are.
+    pub fn named_rows(&self) -> String {
+        let named: Vec<&str> = self
+            .rows
+            .iter()
+            .take(NAMED_ROWS)
+            .map(String::as_str)
+            .collect();
+        let rest = self.rows.len().saturating_sub(NAMED_ROWS);
+        let rest = if rest > 0 {
+            format!(" and {rest} more")
+        } else {
+            String::new()
+        };
+        named.join(", ") + &rest
+    }
+}
+
+/// What the gates found, in the order they were asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Reasons not to train.
-    pub problems: Vec<String>,
-    /// Things to know.
-    pub notes: Vec<String>,
+    /// One for each thing that was looked at.
+    pub gates: Vec<Gate>,
+}
+
+impl Findings {
+    /// Reasons not to train, a sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        self.with(Verdict::Refused)
+    }
+
+    /// Things to know, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        self.with(Verdict::Note)
+    }
+
+    fn with(&self, verdict: Verdict) -> Vec<String> {
+        let gates = self.gates.iter().filter(|gate| gate.verdict == verdict);
+        gates.map(Gate::sentence).collect()
+    }
 }
 
 /// What the gate looks at.
@@ -37,6 +152,10 @@ pub struct Subject<'a> {
     pub examples: Vec<&'a Example>,
     /// Rows that could not be rendered, and why.
     pub refused: &'a [(String, String)],
+    /// Rows that lost history or the start of their question.
+    pub cut: &'a [String],
+    /// Rows too long to be used, and why.
+    pub dropped: &'a [(String, String)],
     /// What was asked for default system texts.
     pub default_system: DefaultSystem,
     /// Whether only the assistant's words are learnt.
@@ -48,41 +167,71 @@ pub struct Subject<'a> {
 /// # Errors
 /// When the tokenizer cannot be saved and loaded again.
 pub fn check(subject: &Subject) -> Result<Findings> {
-    let mut findings = Findings::default();
-    vocabulary(subject, &mut findings);
-    refused(subject, &mut findings);
-    beginning(subject, &mut findings);
-    supervision(subject, &mut findings);
-    system_texts(subject, &mut findings);
-    default_system(subject, &mut findings);
-    exported_template(subject, &mut findings)?;
-    Ok(findings)
+    Ok(Findings {
+        gates: vec![
+            vocabulary(subject),
+            rendered(subject),
+            length(subject),
+            beginning(subject),
+            supervised(subject),
+            stops(subject),
+            system_texts(subject),
+            default_system(subject),
+            exported_template(subject)?,
+        ],
+    })
 }
 
-fn vocabulary(subject: &Subject, findings: &mut Findings) {
+fn vocabulary(subject: &Subject) -> Gate {
+    const NAME: &str = "tokenizer fits the model";
+    let said = |verdict, finding| Gate::said(NAME, verdict, finding, "");
     match subject.chat.padding_rows(subject.embedding_rows) {
-        Ok(0) => {}
-        Ok(padding) => findings.notes.push(format!(
-            "the tokenizer has {} ids, the model {} embedding rows: {padding} rows of padding that no text uses",
-            subject.chat.vocab_size(),
-            subject.embedding_rows
-        )),
-        Err(error) => findings.problems.push(error.to_string()),
+        Ok(0) => Gate::passed(NAME),
+        Ok(padding) => said(
+            Verdict::Note,
+            format!(
+                "the tokenizer has {} ids, the model {} embedding rows: {padding} rows of padding that no text uses",
+                subject.chat.vocab_size(),
+                subject.embedding_rows
+            ),
+        ),
+        Err(error) => said(Verdict::Refused, error.to_string()),
     }
 }
 
-fn refused(subject: &Subject, findings: &mut Findings) {
-    if let Some((_, reason)) = subject.refused.first() {
-        let rows: Vec<&str> = subject.refused.iter().map(|(id, _)| id.as_str()).collect();
-        report(findings, &rows, |rows| {
-            format!("{rows} cannot be rendered; the first one: {reason}")
-        });
+fn rendered(subject: &Subject) -> Gate {
+    let rows: Vec<&str> = subject.refused.iter().map(|(id, _)| id.as_str()).collect();
+    let reason = subject.refused.first().map_or("", |(_, reason)| reason);
+    Gate::of_rows(
+        "every row renders, answers told from prompts",
+        &rows,
+        &format!("cannot be rendered; the first one: {reason}"),
+        "",
+    )
+}
+
+/// Never a reason not to train: what is lost is counted and named.
+fn length(subject: &Subject) -> Gate {
+    const NAME: &str = "rows fit whole";
+    let (cut, dropped) = (subject.cut.len(), subject.dropped.len());
+    if cut + dropped == 0 {
+        return Gate::passed(NAME);
+    }
+    let fix = "raise train.max_length";
+    let finding = format!(
+        "are too long: {cut} lost history or the start of the question (never of the answer), {dropped} are left out"
+    );
+    let names = subject.dropped.iter().map(|(id, _)| id).chain(subject.cut);
+    Gate {
+        rows: names.cloned().collect(),
+        ..Gate::said(NAME, Verdict::Note, finding, fix)
     }
 }
 
-fn beginning(subject: &Subject, findings: &mut Findings) {
+fn beginning(subject: &Subject) -> Gate {
+    const NAME: &str = "one BOS, as the tokenizer wants it";
     let Some(bos) = subject.chat.bos_id() else {
-        return;
+        return Gate::passed(NAME);
     };
     let wanted = subject.chat.begins_with_bos();
     let name = subject.chat.token(bos);
@@ -94,34 +243,53 @@ fn beginning(subject: &Subject, findings: &mut Findings) {
             _ => doubled.push(example.id.as_str()),
         }
     }
-    report(findings, &missing, |rows| {
-        format!("{rows} do not begin with {name}, which the tokenizer wants")
-    });
-    report(findings, &doubled, |rows| {
-        format!("{rows} begin with {name} more than once; the tokenizer wants one")
-    });
+    let fix = "correct bos_token in the chat template, or add_bos_token in tokenizer_config.json";
+    let missing_says = format!("do not begin with {name}, which the tokenizer wants");
+    let doubled_says = format!("begin with {name} more than once; the tokenizer wants one");
+    Gate::of_rows(NAME, &missing, &missing_says, fix).also(Gate::of_rows(
+        NAME,
+        &doubled,
+        &doubled_says,
+        fix,
+    ))
 }
 
-fn supervision(subject: &Subject, findings: &mut Findings) {
+fn supervised(subject: &Subject) -> Gate {
+    let rows: Vec<&str> = subject
+        .examples
+        .iter()
+        .filter(|example| example.supervised() == 0)
+        .map(|example| example.id.as_str())
+        .collect();
+    Gate::of_rows(
+        "every row has something to learn",
+        &rows,
+        "have no token to learn: the answer is empty, all its answers have weight 0, or the template hides it",
+        "take these rows out, or correct their answers",
+    )
+}
+
+fn stops(subject: &Subject) -> Gate {
     let chat = subject.chat;
     let stops: Vec<String> = chat.stop_ids().iter().map(|&id| chat.token(id)).collect();
-    let (mut nothing, mut endless) = (Vec::new(), Vec::new());
-    for example in &subject.examples {
-        if example.supervised() == 0 {
-            nothing.push(example.id.as_str());
-        } else if !learns_to_stop(example, chat.stop_ids(), subject.assistant_only_loss) {
-            endless.push(example.id.as_str());
-        }
-    }
-    report(findings, &nothing, |rows| {
-        format!("{rows} have no token to learn: the answer is empty, or the template hides it")
-    });
-    report(findings, &endless, |rows| {
-        format!(
-            "{rows} do not teach the model to stop: no stop token ({}) is learnt at the end of the answer",
+    let endless: Vec<&str> = subject
+        .examples
+        .iter()
+        .filter(|example| {
+            example.supervised() > 0
+                && !learns_to_stop(example, chat.stop_ids(), subject.assistant_only_loss)
+        })
+        .map(|example| example.id.as_str())
+        .collect();
+    Gate::of_rows(
+        "the stop token is learnt",
+        &endless,
+        &format!(
+            "do not teach the model to stop: no stop token ({}) is learnt at the end of the answer",
             stops.join(", ")
-        )
-    });
+        ),
+        "set eos_token_id in generation_config.json to the token that ends a turn",
+    )
 }
 
 /// Every answer (an unbroken stretch of learnt tokens) ends with a stop token. Where everything is learnt there is one
@@ -137,7 +305,7 @@ fn learns_to_stop(example: &Example, stop_ids: &[u32], assistant_only_loss: bool
     }
 }
 
-fn system_texts(subject: &Subject, findings: &mut Findings) {
+fn system_texts(subject: &Subject) -> Gate {
     let lost: Vec<&str> = subject
         .rows
         .par_iter()
@@ -156,16 +324,18 @@ fn system_texts(subject: &Subject, findings: &mut Findings) {
             (!prompt.contains(system.content.trim())).then_some(row.id.as_str())
         })
         .collect();
-    report(findings, &lost, |rows| {
-        format!(
-            "{rows} have a system message that is not word for word in the prompt: the template drops or changes it; see model.system_role"
-        )
-    });
+    Gate::of_rows(
+        "the system message is in the prompt, word for word",
+        &lost,
+        "have a system message that is not word for word in the prompt: the template drops or changes it",
+        "see model.system_role",
+    )
 }
 
-fn default_system(subject: &Subject, findings: &mut Findings) {
+fn default_system(subject: &Subject) -> Gate {
+    const NAME: &str = "no hidden system text";
     let Some(text) = subject.chat.hidden_default() else {
-        return;
+        return Gate::passed(NAME);
     };
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let without = subject
@@ -174,19 +344,28 @@ fn default_system(subject: &Subject, findings: &mut Findings) {
         .filter(|row| row.messages.iter().all(|m| m.role != Role::System))
         .count();
     match subject.default_system {
-        DefaultSystem::Strip => findings.problems.push(format!(
-            "model.default_system = \"strip\", but without a system message the prompt still says `{text}`"
-        )),
-        DefaultSystem::Keep if without > 0 => findings.notes.push(format!(
-            "{without} row(s) have no system message; the template gives them its own: `{text}` \
-             (model.default_system = \"strip\" takes it out)"
-        )),
-        DefaultSystem::Keep => {}
+        DefaultSystem::Strip => Gate::said(
+            NAME,
+            Verdict::Refused,
+            format!(
+                "model.default_system = \"strip\", but without a system message the prompt still says `{text}`"
+            ),
+            "use another chat template",
+        ),
+        DefaultSystem::Keep if without > 0 => Gate::said(
+            NAME,
+            Verdict::Note,
+            format!(
+                "{without} row(s) have no system message; the template gives them its own: `{text}`"
+            ),
+            "model.default_system = \"strip\" takes it out",
+        ),
+        DefaultSystem::Keep => Gate::passed(NAME),
     }
 }
 
 /// What is exported must be the template in use: whoever serves the model renders with those files alone.
-fn exported_template(subject: &Subject, findings: &mut Findings) -> Result<()> {
+fn exported_template(subject: &Subject) -> Result<Gate> {
     let folder = tempfile::tempdir()?;
     subject.chat.save(folder.path())?;
     let options = ChatOptions {
@@ -201,12 +380,12 @@ fn exported_template(subject: &Subject, findings: &mut Findings) -> Result<()> {
         .filter(|row| !same_ids(subject.chat, &exported, &row.messages))
         .map(|row| row.id.as_str())
         .collect();
-    report(findings, &differ, |rows| {
-        format!(
-            "{rows} become other ids with the exported chat template than with the one in use: the exported model would see other prompts"
-        )
-    });
-    Ok(())
+    Ok(Gate::of_rows(
+        "the exported template gives the same ids",
+        &differ,
+        "become other ids with the exported chat template than with the one in use: the exported model would see other prompts",
+        "use another model.system_role",
+    ))
 }
 
 /// Both give the same prompt and the same conversation; of what neither renders, nothing is said.
@@ -225,27 +404,6 @@ pub fn same_ids(one: &Chat, other: &Chat, messages: &[Message]) -> bool {
         && other.prompt(&messages[..answer]).ok() == prompt
 }
 
-fn report(findings: &mut Findings, rows: &[&str], say: impl Fn(&str) -> String) {
-    if rows.is_empty() {
-        return;
-    }
-    let named = rows
-        .iter()
-        .take(NAMED_ROWS)
-        .copied()
-        .collect::<Vec<_>>()
-        .join(", ");
-    let rest = rows.len().saturating_sub(NAMED_ROWS);
-    let rest = if rest > 0 {
-        format!(" and {rest} more")
-    } else {
-        String::new()
-    };
-    findings
-        .problems
-        .push(say(&format!("{} row(s) ({named}{rest})", rows.len())));
-}
-
 /// A row as text, with the learnt tokens in green, or in brackets `⟦…⟧` without colour.
 pub fn preview(chat: &Chat, example: &Example, colour: bool) -> String {
     let (open, close) = if colour {
@@ -253,21 +411,26 @@ pub fn preview(chat: &Chat, example: &Example, colour: bool) -> String {
     } else {
         ("⟦", "⟧")
     };
-    let mut text = String::new();
+    let marked = |(learnt, text): (bool, String)| match learnt {
+        true => format!("{open}{text}{close}"),
+        false => text,
+    };
+    stretches(chat, example).into_iter().map(marked).collect()
+}
+
+/// A row as stretches of text that are learnt (true) or not.
+pub fn stretches(chat: &Chat, example: &Example) -> Vec<(bool, String)> {
+    let mut stretches = Vec::new();
     let mut start = 0;
     for end in 1..=example.ids.len() {
         if end < example.ids.len() && example.learn[end] == example.learn[start] {
             continue;
         }
-        let stretch = spelled(chat, &example.ids[start..end]);
-        if example.learn[start] {
-            text += &format!("{open}{stretch}{close}");
-        } else {
-            text += &stretch;
-        }
+        let text = spelled(chat, &example.ids[start..end]);
+        stretches.push((example.learn[start], text));
         start = end;
     }
-    text
+    stretches
 }
 
 /// The text of some tokens, special ones included.

@@ -9,8 +9,8 @@ use sysgen_core::RunConfig;
 use sysgen_core::config::TrainSection;
 use sysgen_model::ModelConfig;
 use sysgen_train::check::{Findings, Subject, check, preview};
-use sysgen_train::method;
 use sysgen_train::example::{Example, Examples, render_rows};
+use sysgen_train::method;
 use sysgen_train::rows::{Row, Split, split, training_rows};
 
 /// Rows that are named where rows are lost; the rest is counted.
@@ -146,6 +146,8 @@ impl Data {
             rows,
             examples,
             refused: &refused,
+            cut: &[&self.train.cut[..], &self.held_out.cut].concat(),
+            dropped: &[&self.train.dropped[..], &self.held_out.dropped].concat(),
             default_system: config.model.default_system,
             assistant_only_loss: train.assistant_only_loss,
         })
@@ -153,7 +155,7 @@ impl Data {
 
     /// Some training rows as text, with what is learnt marked.
     pub(crate) fn preview(&self, count: usize, terminal: bool) -> String {
-        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let colour = colour(terminal);
         let rows = self.train.examples.iter().take(count);
         rows.map(|example| {
             format!(
@@ -178,16 +180,19 @@ impl Data {
     }
 }
 
-/// Says what the gate found; problems are an error.
+/// Whether a text may be coloured: on a terminal, unless `NO_COLOR` is set.
+pub(crate) fn colour(terminal: bool) -> bool {
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Says what the gates found; problems are an error.
 pub(crate) fn pass(findings: &Findings) -> Result<()> {
-    for note in &findings.notes {
+    for note in findings.notes() {
         tracing::info!("note: {note}");
     }
-    if findings.problems.is_empty() {
+    let problems = findings.problems();
+    if problems.is_empty() {
         return Ok(());
     }
-    bail!(
-        "training would go wrong:\n  {}",
-        findings.problems.join("\n  ")
-    )
+    bail!("training would go wrong:\n  {}", problems.join("\n  "))
 }

@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod check;
+pub mod check_page;
 pub mod checkpoint;
 pub mod example;
 pub mod export;
@@ -19,6 +20,7 @@ pub mod mix;
 pub mod optim;
 pub mod order;
 pub mod pack;
+pub mod page;
 pub mod render_cache;
 pub mod rows;
 pub mod run;

@@ -67,7 +67,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Shows rows with what is learnt in colour, and what would make training go wrong; trains nothing.
-    Check(RunArguments),
+    Check(CheckArguments),
     /// Writes the newest checkpoint, or the model itself where nothing was trained, as a Hugging Face folder.
     Export(RunArguments),
     /// Merges an adapter in PEFT's format into its model.
@@ -78,6 +78,15 @@ enum Command {
     Bench(bench::BenchArguments),
     /// Says what this machine can compute with, and whether it computes right.
     Doctor(doctor::DoctorArguments),
+}
+
+#[derive(Args)]
+struct CheckArguments {
+    #[command(flatten)]
+    run: RunArguments,
+    /// Writes one HTML page with the gates and fifty rows, what is learnt marked.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -98,6 +107,9 @@ struct RunArguments {
     #[arg(short, long)]
     quiet: bool,
 }
+
+/// What a command does with a config.
+type Work = Box<dyn Fn(&RunConfig) -> Result<()>>;
 
 fn main() -> ExitCode {
     sysgen_core::allocator::keep_freed_memory();
@@ -123,14 +135,17 @@ fn main() -> ExitCode {
                 doctor::doctor(&arguments)
             }));
         }
-        (Some(Command::Check(run)), _) => (pipeline::check as fn(&RunConfig) -> Result<()>, run),
-        (Some(Command::Export(run)), _) => (pipeline::export as fn(&RunConfig) -> Result<()>, run),
-        (None, Some(run)) => (pipeline::run as fn(&RunConfig) -> Result<()>, run),
+        (Some(Command::Check(CheckArguments { run, html })), _) => {
+            let check = move |config: &RunConfig| pipeline::check(config, html.as_deref());
+            (Box::new(check) as Work, run)
+        }
+        (Some(Command::Export(run)), _) => (Box::new(pipeline::export) as Work, run),
+        (None, Some(run)) => (Box::new(pipeline::run) as Work, run),
         (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
     };
     start_log(&run);
     interrupt::install();
-    end(catch_out_of_memory(ADVICE, || start(command, &run)))
+    end(catch_out_of_memory(ADVICE, || start(&command, &run)))
 }
 
 /// What the shell is told, and the one line a person is.
@@ -144,7 +159,7 @@ fn end(result: Result<()>) -> ExitCode {
     }
 }
 
-fn start(command: fn(&RunConfig) -> Result<()>, run: &RunArguments) -> Result<()> {
+fn start(command: &Work, run: &RunArguments) -> Result<()> {
     let config = RunConfig::load(&run.config, &run.overrides)?;
     if run.dry_run {
         tell(config.to_toml().trim_end());

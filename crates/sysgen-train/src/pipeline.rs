@@ -10,6 +10,7 @@ use sysgen_core::files::write_atomically;
 use sysgen_core::message::Message;
 use sysgen_core::{RunConfig, lock_output, tell};
 use sysgen_model::{Decoder, Device, device, doing};
+use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::export::Export;
 use sysgen_train::identity::identity;
@@ -22,6 +23,8 @@ use crate::summary::{self, Summary};
 
 /// Rows that `check` shows.
 const SHOWN_ROWS: usize = 3;
+/// Rows that its page shows.
+const SHOWN_ON_PAGE: usize = 50;
 /// Conversations that are rendered again from an export.
 const EXPORT_CONVERSATIONS: usize = 32;
 
@@ -83,18 +86,32 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     Ok(())
 }
 
-/// `sysgen-train check`.
-pub(crate) fn check(config: &RunConfig) -> Result<()> {
+/// `sysgen-train check`: the gates as a table, some rows, and all of it as a page where one is asked for.
+pub(crate) fn check(config: &RunConfig, html: Option<&Path>) -> Result<()> {
     let train = config
         .train
         .as_ref()
         .context("check needs a [train] section")?;
     let data = data::load(config, train, None)?;
     let findings = data.check(config, train)?;
+    let colour = data::colour(std::io::stdout().is_terminal());
     tell(format_args!(
-        "{}",
-        data.preview(SHOWN_ROWS, std::io::stdout().is_terminal())
+        "{}\n{}",
+        data.preview(SHOWN_ROWS, std::io::stdout().is_terminal()),
+        table(&findings, colour)
     ));
+    if let Some(path) = html {
+        let shown: Vec<_> = data.train.examples.iter().take(SHOWN_ON_PAGE).collect();
+        let about = format!(
+            "{} rows, {} of them held out; model {}",
+            data.train.examples.len() + data.held_out.examples.len(),
+            data.held_out.examples.len(),
+            config.model.path.display()
+        );
+        let page = check_page::html(&findings, &data.chat, &shown, &about);
+        write_atomically(path, |file| file.write_all(page.as_bytes()))?;
+        tell(format_args!("The page: {}", path.display()));
+    }
     data::pass(&findings)?;
     tell(format_args!(
         "No problem found in {} rows.",

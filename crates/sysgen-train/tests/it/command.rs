@@ -161,9 +161,13 @@ fn a_signal_saves_and_the_same_command_goes_on() {
 #[test]
 fn check_shows_rows_and_refuses_a_broken_template() {
     let folder = Folder::new("");
-    let stdout = succeeds(&folder.run(&["check"]));
+    let stdout = succeeds(&folder.run(&["check", "--html", "check.html"]));
+    let page = std::fs::read_to_string(folder.dir.path().join("check.html")).unwrap();
+    assert!(page.contains("<mark>"), "{page}");
     assert!(
-        stdout.contains("⟦") && stdout.contains("No problem found in 60 rows"),
+        stdout.contains("⟦")
+            && stdout.contains("the stop token is learnt")
+            && stdout.contains("No problem found in 60 rows"),
         "{stdout}"
     );
     assert!(

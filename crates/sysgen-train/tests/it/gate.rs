@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::Message;
 use sysgen_core::config::{DefaultSystem, SystemRole};
-use sysgen_train::check::{Findings, Subject, check, preview, same_ids};
+use sysgen_train::check::{Findings, Subject, Verdict, check, preview, same_ids};
+use sysgen_train::check_page;
 use sysgen_train::example::{Example, Examples, prepare};
 use sysgen_train::rows::Row;
 
@@ -19,6 +20,8 @@ fn subject<'a>(chat: &'a Chat, rows: &'a [Row], examples: &'a Examples) -> Subje
         rows: rows.iter().collect(),
         examples: examples.examples.iter().collect(),
         refused: &examples.refused,
+        cut: &examples.cut,
+        dropped: &examples.dropped,
         default_system: DefaultSystem::Keep,
         assistant_only_loss: true,
     }
@@ -42,7 +45,7 @@ fn findings_with(change: impl Fn(&mut Example)) -> Findings {
 
 fn refuses(findings: &Findings, words: &[&str]) {
     let found = findings
-        .problems
+        .problems()
         .iter()
         .any(|problem| words.iter().all(|word| problem.contains(word)));
     assert!(found, "no problem says {words:?}: {findings:#?}");
@@ -52,10 +55,11 @@ fn refuses(findings: &Findings, words: &[&str]) {
 fn a_sound_data_set_passes() {
     let dir = tempfile::tempdir().unwrap();
     fixture::model_folder(dir.path());
-    assert_eq!(
-        findings(dir.path(), &fixture::rows(20)),
-        Findings::default()
-    );
+    let findings = findings(dir.path(), &fixture::rows(20));
+    assert_eq!(findings.gates.len(), 9);
+    for gate in &findings.gates {
+        assert_eq!(gate.verdict, Verdict::Passed, "{gate:?}");
+    }
 }
 
 #[test]
@@ -147,9 +151,9 @@ fn a_default_system_text_is_said_when_kept_and_gone_when_stripped() {
     let mut rows = fixture::rows(4);
     rows[1].messages.remove(0);
     let kept = findings(dir.path(), &rows);
-    assert!(kept.problems.is_empty(), "{kept:?}");
+    assert!(kept.problems().is_empty(), "{kept:?}");
     assert!(
-        kept.notes
+        kept.notes()
             .iter()
             .any(|note| note.contains("You are Tiny.") && note.contains("1 row(s)")),
         "{kept:?}"
@@ -257,7 +261,7 @@ fn a_tokenizer_with_more_ids_than_the_embedding_is_refused_and_padding_is_said()
     };
     let findings = check(&padded).unwrap();
     assert!(
-        findings.problems.is_empty() && findings.notes[0].contains("28 rows of padding"),
+        findings.problems().is_empty() && findings.notes()[0].contains("28 rows of padding"),
         "{findings:?}"
     );
 }
@@ -393,4 +397,53 @@ fn the_fixture_is_a_byte_tokenizer() {
     let chat = fixture::chat(dir.path());
     assert_eq!(chat.vocab_size(), VOCAB);
     assert_eq!(chat.decode(&chat.encode("aß \n€")), "aß \n€");
+}
+
+#[test]
+fn the_table_and_the_page_name_the_gate_the_rows_and_the_fix() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let (chat, rows) = (fixture::chat(dir.path()), fixture::rows(5));
+    let mut examples = prepare(&chat, &rows, 512, true);
+    examples.examples[3].learn.fill(false);
+    let findings = check(&subject(&chat, &rows, &examples)).unwrap();
+    let table = check_page::table(&findings, false);
+    assert!(!table.contains('\u{1b}'), "{table}");
+    let refused = "every row has something to learn                      refused   1";
+    assert!(
+        table.contains(refused) && table.contains("row-3") && table.contains("take these rows out"),
+        "{table}"
+    );
+    assert!(check_page::table(&findings, true).contains("\u{1b}[31mrefused"));
+
+    let shown: Vec<&Example> = examples.examples.iter().take(2).collect();
+    let page = check_page::html(&findings, &chat, &shown, "a <folder>");
+    for words in [
+        "<mark>RED&lt;|end|&gt;</mark>",
+        "<td class=\"refused\">refused</td><td>1: row-3</td>",
+        "a &lt;folder&gt;",
+    ] {
+        assert!(page.contains(words), "{words} is not in {page}");
+    }
+    assert!(!page.contains("http"), "the page needs no network");
+}
+
+#[test]
+fn rows_that_lose_something_are_named_but_do_not_stop_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let (chat, rows) = (fixture::chat(dir.path()), fixture::rows(5));
+    let longest = fixture::examples(&chat, &rows)
+        .iter()
+        .map(|example| example.ids.len())
+        .max()
+        .unwrap();
+    let examples = prepare(&chat, &rows, longest - 1, true);
+    let findings = check(&subject(&chat, &rows, &examples)).unwrap();
+    assert!(findings.problems().is_empty());
+    let note = &findings.notes()[0];
+    assert!(
+        note.contains("lost history") && note.contains("raise train.max_length"),
+        "{note}"
+    );
 }
