@@ -36,6 +36,7 @@ pub use decoder::Decoder;
 pub use device::{device, device_name, device_names};
 pub use ids::{Ids, read_ids};
 pub use memory::{OutOfMemory, catch_out_of_memory, doing, out_of_memory};
+pub use names::parameter_shapes;
 pub use random::Origin;
 pub use rope::{Long, Rope};
 pub use save::ExportDtype;

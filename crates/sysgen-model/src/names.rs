@@ -88,6 +88,14 @@ pub(crate) fn entries(config: &ModelConfig) -> Vec<Entry> {
     list.0
 }
 
+/// Name and shape of every parameter a model of this configuration has; a tied head is not listed.
+pub fn parameter_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    entries(config)
+        .into_iter()
+        .map(|entry| (entry.name, entry.shape))
+        .collect()
+}
+
 /// The embedding table.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The head, where it is stored.

@@ -21,6 +21,7 @@ pub mod optim;
 pub mod order;
 pub mod pack;
 pub mod page;
+pub mod plan;
 pub mod render_cache;
 pub mod rows;
 pub mod run;

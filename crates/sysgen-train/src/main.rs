@@ -12,6 +12,7 @@ mod matmul;
 mod merge;
 mod parity;
 mod pipeline;
+mod plan_command;
 mod samples;
 mod summary;
 mod workload;
@@ -46,6 +47,7 @@ Examples:
   sysgen-train --config configs/quickstart.toml --set train.learning_rate=2e-5 --set output_dir=runs/two
   sysgen-train --config configs/quickstart.toml --dry-run     the effective config, every default spelled out
   sysgen-train check --config configs/quickstart.toml         what would be learnt, and what is wrong with it
+  sysgen-train plan --config configs/quickstart.toml --device-memory 24GB   memory, steps and hours before they are spent
   sysgen-train export --config configs/quickstart.toml        the newest checkpoint as a Hugging Face folder
   sysgen-train merge --model DIR --adapter DIR --output DIR   an adapter merged into its model
   sysgen-train answer --model runs/quickstart/export --system \"Be brief.\" --user \"What is the capital of France?\"
@@ -68,6 +70,8 @@ struct Arguments {
 enum Command {
     /// Shows rows with what is learnt in colour, and what would make training go wrong; trains nothing.
     Check(CheckArguments),
+    /// Says what a run needs: memory part by part, tokens, steps, hours, and what fits where; trains nothing.
+    Plan(plan_command::PlanArguments),
     /// Writes the newest checkpoint, or the model itself where nothing was trained, as a Hugging Face folder.
     Export(RunArguments),
     /// Merges an adapter in PEFT's format into its model.
@@ -89,7 +93,7 @@ struct CheckArguments {
     html: Option<PathBuf>,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct RunArguments {
     /// The config file (TOML).
     #[arg(long, value_name = "FILE")]
@@ -138,6 +142,11 @@ fn main() -> ExitCode {
         (Some(Command::Check(CheckArguments { run, html })), _) => {
             let check = move |config: &RunConfig| pipeline::check(config, html.as_deref());
             (Box::new(check) as Work, run)
+        }
+        (Some(Command::Plan(arguments)), _) => {
+            let run = arguments.run.clone();
+            let plan = move |config: &RunConfig| plan_command::plan(config, &arguments);
+            (Box::new(plan) as Work, run)
         }
         (Some(Command::Export(run)), _) => (Box::new(pipeline::export) as Work, run),
         (None, Some(run)) => (Box::new(pipeline::run) as Work, run),

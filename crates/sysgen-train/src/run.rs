@@ -70,18 +70,7 @@ pub struct Finished {
 impl Run<'_> {
     /// The order in which the examples are trained on.
     pub fn order(&self) -> DataOrder {
-        let train = self.train;
-        let settings = OrderSettings {
-            capacity: train.max_length,
-            packing: train.packing,
-            rows_per_batch: train.per_device_train_batch_size,
-            batches_per_step: train.gradient_accumulation_steps,
-            epochs: train.num_train_epochs,
-            max_steps: train.max_steps,
-            weights: self.config.data.weights.clone(),
-            seed: self.config.seed,
-        };
-        DataOrder::new(self.examples, settings)
+        order(self.config, self.train, self.examples)
     }
 
     fn optimizer_settings(&self) -> AdamW {
@@ -265,6 +254,21 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// The order in which `config` has these examples trained on.
+pub fn order(config: &RunConfig, train: &TrainSection, examples: &[Example]) -> DataOrder {
+    let settings = OrderSettings {
+        capacity: train.max_length,
+        packing: train.packing,
+        rows_per_batch: train.per_device_train_batch_size,
+        batches_per_step: train.gradient_accumulation_steps,
+        epochs: train.num_train_epochs,
+        max_steps: train.max_steps,
+        weights: config.data.weights.clone(),
+        seed: config.seed,
+    };
+    DataOrder::new(examples, settings)
 }
 
 fn mean_of_last_losses(lines: &[Line]) -> Option<f64> {

@@ -150,12 +150,16 @@ fn a_wrong_type_or_word_is_named_with_what_is_allowed() {
             "x.toml:7: lr_scheduler_type = 3 in [train] is not allowed; expected `cosine`, `linear`, `constant`",
         ),
         (
-            "[train]\nmethod = \"lora\"",
-            "x.toml:7: method = \"lora\" in [train] is not allowed; expected `full`",
+            "[train]\nmethod = \"reft\"",
+            "x.toml:7: method = \"reft\" in [train] is not allowed; expected `full`, `lora`, `qlora`",
         ),
         (
             "[generate]\nengine = \"openai\"",
             "x.toml:7: engine = \"openai\" in [generate] is not allowed; expected `local`",
+        ),
+        (
+            "weights = \"twice\"",
+            "x.toml:6: weights = \"twice\" in [data] is not allowed; expected a list of numbers, one for each file",
         ),
         (
             "[export]\npath = 3",
