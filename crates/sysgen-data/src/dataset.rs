@@ -1,6 +1,6 @@
 //! One line of `dataset.jsonl`: the conversation to learn from, and where it came from.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sysgen_core::config::Variant;
 use sysgen_core::message::{Message, Role};
 
@@ -13,7 +13,7 @@ use crate::tag::Tag;
 use crate::verify::Label;
 
 /// A line of the data set.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Line {
     pub(crate) messages: Vec<Turn>,
     pub(crate) sysgen: Provenance,
@@ -21,50 +21,50 @@ pub(crate) struct Line {
 
 /// A message, with `"weight": 0` where it is context and not to be learnt (the key of OpenAI's
 /// fine-tuning format).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Turn {
     pub(crate) role: Role,
     pub(crate) content: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    weight: Option<u8>,
+    pub(crate) weight: Option<u8>,
 }
 
 /// Where a line came from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Provenance {
     pub(crate) id: String,
-    source: String,
-    line: usize,
+    pub(crate) source: String,
+    pub(crate) line: usize,
     pub(crate) tags: Vec<TagVerdict>,
-    annotated: Option<String>,
+    pub(crate) annotated: Option<String>,
     pub(crate) original_answer: String,
     /// All of them, when the conversation has several that were written again.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    original_answers: Option<Vec<String>>,
-    model: Option<String>,
-    seeds: Seeds,
-    prompt_hash: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) original_answers: Option<Vec<String>>,
+    pub(crate) model: Option<String>,
+    pub(crate) seeds: Seeds,
+    pub(crate) prompt_hash: Option<String>,
     tokens: Tokens,
 }
 
 /// The verifier's word on one tag of the draft.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TagVerdict {
     pub(crate) tag: Tag,
     pub(crate) label: Label,
-    margin: Option<f32>,
+    pub(crate) margin: Option<f32>,
     pub(crate) kept: bool,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Seeds {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Seeds {
     draft: Option<u64>,
     verify: Option<u64>,
-    respond: Vec<u64>,
+    pub(crate) respond: Vec<u64>,
 }
 
 /// Tokens read and written for a line, all attempts and turns together.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Tokens {
     draft_prompt: usize,
     draft: usize,
@@ -72,6 +72,50 @@ struct Tokens {
     verify: usize,
     respond_prompt: usize,
     respond: usize,
+}
+
+impl Line {
+    /// Every answer that was written anew, beside the one it replaces; empty where the original answers
+    /// stay (`variant = "original_answer"` and its like).
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = AnswerPair<'_>> {
+        let new = self.messages.iter().filter(|turn| turn.is_learnt());
+        self.originals()
+            .iter()
+            .zip(new)
+            .take(self.sysgen.seeds.respond.len())
+            .map(|(original, new)| AnswerPair {
+                original,
+                new: &new.content,
+            })
+    }
+
+    /// The original answers of the turns that are learnt.
+    pub(crate) fn originals(&self) -> &[String] {
+        match &self.sysgen.original_answers {
+            Some(all) => all,
+            None => std::slice::from_ref(&self.sysgen.original_answer),
+        }
+    }
+
+    /// The system message, if there is one.
+    pub(crate) fn system(&self) -> Option<&str> {
+        let first = self.messages.first()?;
+        (first.role == Role::System).then_some(first.content.as_str())
+    }
+}
+
+impl Turn {
+    /// An answer that a trainer learns.
+    pub(crate) fn is_learnt(&self) -> bool {
+        self.role == Role::Assistant && self.weight != Some(0)
+    }
+}
+
+/// An answer of the source data and the one that took its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AnswerPair<'a> {
+    pub(crate) original: &'a str,
+    pub(crate) new: &'a str,
 }
 
 /// The line of a row that was kept. `model` names what wrote it.

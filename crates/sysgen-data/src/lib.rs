@@ -12,14 +12,17 @@ pub mod tag;
 pub mod verify;
 
 mod dataset;
+pub mod export;
 pub mod generator;
 mod local;
 mod log;
 pub mod manifest;
+pub mod open;
 mod pipeline;
 mod progress;
 mod prompt;
 mod shard;
+pub mod stats;
 mod steps;
 mod summary;
 

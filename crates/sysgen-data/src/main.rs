@@ -1,6 +1,7 @@
 //! `sysgen-data`: generates the data of a config. The command line only; what happens is in the library.
 
 mod bench;
+mod output;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ Examples:
   sysgen-data --config configs/quickstart.toml --dry-run      the effective config, every default spelled out
   sysgen-data --config run.toml --shard 3/16                    one of 16 processes on the same output_dir
   sysgen-data merge --config run.toml                           the data set of shards that are all done
+  sysgen-data stats runs/quickstart                            the paper's tables for what was generated
+  sysgen-data export runs/quickstart --format parquet -o rows.parquet
   sysgen-data bench --model runs/quickstart/export             how fast this machine writes
 
 Writes <output_dir>/data/dataset.jsonl and manifest.json. Run the same command again to go on after
@@ -55,6 +58,10 @@ enum Command {
     Bench(bench::BenchArguments),
     /// Writes the data set of a run whose shards are all done (the last of them does so by itself).
     Merge(RunArguments),
+    /// The paper's tables for a finished data set.
+    Stats(output::StatsArguments),
+    /// Writes a finished data set in a format of other programs.
+    Export(output::ExportArguments),
 }
 
 /// What a cluster gave this process, or what was written.
@@ -106,11 +113,19 @@ fn main() -> ExitCode {
             catch_out_of_memory(BENCH_ADVICE, || bench::bench(arguments))
         }
         (Some(Command::Merge(run)), _) => {
-            start_log(run);
+            start_log(run.level());
             start(run, sysgen_data::merge)
         }
+        (Some(Command::Stats(arguments)), _) => {
+            start_log("info");
+            output::stats(arguments)
+        }
+        (Some(Command::Export(arguments)), _) => {
+            start_log("info");
+            output::export_rows(arguments)
+        }
         (None, Some(run)) => {
-            start_log(run);
+            start_log(run.level());
             interrupt::install();
             catch_out_of_memory(ADVICE, || start(run, |config| generate(config, run.shard)))
         }
@@ -125,12 +140,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_log(arguments: &RunArguments) {
-    let level = match (arguments.verbose, arguments.quiet) {
-        (true, _) => "debug",
-        (_, true) => "error",
-        _ => "info",
-    };
+impl RunArguments {
+    fn level(&self) -> &'static str {
+        match (self.verbose, self.quiet) {
+            (true, _) => "debug",
+            (_, true) => "error",
+            _ => "info",
+        }
+    }
+}
+
+fn start_log(level: &str) {
     let default = ["core", "chat", "infer", "model", "data"]
         .map(|part| format!("sysgen_{part}={level}"))
         .join(",");

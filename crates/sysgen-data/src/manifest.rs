@@ -134,7 +134,7 @@ impl Funnel {
 }
 
 /// Two decimals, as the paper's table has them.
-fn percent(part: usize, whole: usize) -> f64 {
+pub(crate) fn percent(part: usize, whole: usize) -> f64 {
     if whole == 0 {
         0.0
     } else {

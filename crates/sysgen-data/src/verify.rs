@@ -27,6 +27,18 @@ pub enum Label {
     Unread,
 }
 
+impl Label {
+    /// The name in files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Label::Good => "Good",
+            Label::Bad => "Bad",
+            Label::None => "None",
+            Label::Unread => "Unread",
+        }
+    }
+}
+
 /// What the verifier can say, in the order its probabilities are stored.
 const LABELS: [Label; 3] = [Label::Good, Label::Bad, Label::None];
 

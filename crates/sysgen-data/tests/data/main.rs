@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod damage;
+mod export;
 mod external;
 mod formats;
+mod golden;
 mod phases;
 mod resume;
 mod scripted;
 mod shards;
+mod stats;

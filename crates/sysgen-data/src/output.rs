@@ -1,0 +1,81 @@
+//! The commands that read a finished data set: `stats`, `export`. The command line only.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use sysgen_core::{RunConfig, tell};
+use sysgen_data::export::{Format, export};
+use sysgen_data::open::DataSet;
+use sysgen_data::stats::statistics;
+
+/// Which data set is meant.
+#[derive(Args)]
+pub(crate) struct Which {
+    /// A dataset.jsonl, its folder, or the output_dir of a finished run.
+    #[arg(value_name = "DATASET", required_unless_present = "config")]
+    dataset: Option<PathBuf>,
+    /// The config that the data set was generated with, instead of its path.
+    #[arg(long, value_name = "FILE", conflicts_with = "dataset")]
+    config: Option<PathBuf>,
+    /// Overrides one key of the config; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", requires = "config")]
+    overrides: Vec<String>,
+}
+
+impl Which {
+    fn open(&self) -> Result<(DataSet, Option<RunConfig>)> {
+        match (&self.config, &self.dataset) {
+            (Some(file), _) => {
+                let config = RunConfig::load(file, &self.overrides)?;
+                Ok((DataSet::of_config(&config)?, Some(config)))
+            }
+            (None, Some(path)) => Ok((DataSet::open(path)?, None)),
+            (None, None) => bail!("name a data set or a config"),
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct StatsArguments {
+    #[command(flatten)]
+    which: Which,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Compares stems in ROUGE, as `RougeScorer(use_stemmer=True)`.
+    #[arg(long)]
+    stemmer: bool,
+}
+
+/// `sysgen-data stats`.
+pub(crate) fn stats(arguments: &StatsArguments) -> Result<()> {
+    let (data_set, config) = arguments.which.open()?;
+    let statistics = statistics(&data_set, config.as_ref(), arguments.stemmer)?;
+    if arguments.json {
+        tell(serde_json::to_string_pretty(&statistics)?);
+    } else {
+        tell(statistics.to_string().trim_end());
+    }
+    Ok(())
+}
+
+#[derive(Args)]
+pub(crate) struct ExportArguments {
+    #[command(flatten)]
+    which: Which,
+    /// What is written.
+    #[arg(long, value_enum)]
+    format: Format,
+    /// The file that is written.
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// `sysgen-data export`.
+pub(crate) fn export_rows(arguments: &ExportArguments) -> Result<()> {
+    let (data_set, _) = arguments.which.open()?;
+    let exported = export(&data_set, arguments.format, &arguments.output)?;
+    tell(format_args!("{}: {exported}", arguments.output.display()));
+    Ok(())
+}
