@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use sysgen_core::measure::{least, median, peak_rss_mib, rounded};
 use sysgen_core::tell;
-use sysgen_infer::{Engine, Request, Sampling, Statistics};
+use sysgen_infer::{Engine, Options, Request, Sampling, Statistics};
 use sysgen_model::{Decoder, Origin, device, device_name, doing, read_ids};
 
 /// The tensor of the inputs file, `[rows, prompt]`.
@@ -41,6 +41,9 @@ pub(crate) struct BenchArguments {
     /// Tokens that all prompts start with, those of the first row; they are computed once.
     #[arg(long, default_value_t = 0)]
     shared_prefix: usize,
+    /// Computes every prompt in full, also what several share.
+    #[arg(long)]
+    no_prefix_caching: bool,
     /// Timed runs, after one that is not.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -107,12 +110,18 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     };
     let prompts = prompts(&rows, batch, arguments.shared_prefix, vocab_size);
 
+    let options = Options {
+        max_num_seqs: batch,
+        max_length: prompt + new,
+        prefix_caching: !arguments.no_prefix_caching,
+        ..Options::default()
+    };
     let (mut seconds, mut first) = (Vec::new(), Vec::new());
     let mut statistics = Statistics::default();
     doing("writing");
     for repeat in 0..=arguments.repeats {
         let started = Instant::now();
-        (first, statistics) = write(&decoder, &prompts, new)?;
+        (first, statistics) = write(&decoder, &prompts, new, options)?;
         if repeat > 0 {
             seconds.push(started.elapsed().as_secs_f64());
         }
@@ -152,19 +161,22 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
 }
 
 /// Writes `new` tokens after every prompt; those of the first row, and what the engine counted.
-fn write(decoder: &Decoder, prompts: &[Vec<u32>], new: usize) -> Result<(Vec<u32>, Statistics)> {
-    let requests = prompts.iter().map(|prompt| Request {
-        prompt: prompt.clone(),
-        sampling: Sampling::greedy(new),
-        stop_ids: Vec::new(),
-    });
+fn write(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    new: usize,
+    options: Options,
+) -> Result<(Vec<u32>, Statistics)> {
+    let requests = prompts
+        .iter()
+        .map(|prompt| Request::new(prompt.clone(), Sampling::greedy(new), Vec::new()));
     let (mut first, mut failure) = (Vec::new(), None);
-    let statistics = Engine::new(decoder, prompts.len(), usize::MAX).generate(
+    let statistics = Engine::new(decoder, options).generate(
         requests.collect(),
-        &mut |row, completion| match completion {
-            Ok(completion) => {
+        &mut |row, answer| match answer {
+            Ok(answer) => {
                 if row == 0 {
-                    first = completion.ids;
+                    first = answer.into_first().ids;
                 }
                 ControlFlow::Continue(())
             }

@@ -10,7 +10,7 @@ use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{GenerateSection, ModelInit, RunConfig};
 use sysgen_core::hash::hash_file;
 use sysgen_core::interrupt;
-use sysgen_infer::{ChoiceRequest, ChoiceStep, Engine, Finish, Refused, Request};
+use sysgen_infer::{ChoiceRequest, ChoiceStep, Engine, Finish, Options, Refused, Request};
 use sysgen_model::{Decoder, Device, ModelConfig};
 
 use crate::generator::{
@@ -123,9 +123,8 @@ fn load_chat(config: &RunConfig) -> Result<Chat> {
 
 struct Local {
     chat: Chat,
-    decoder: Decoder,
-    slots: usize,
-    max_length: usize,
+    /// Keeps what one phase computed for the next: their prompts begin alike.
+    engine: Engine,
 }
 
 impl Local {
@@ -145,16 +144,13 @@ impl Local {
         } else {
             Decoder::load(directory, device)?
         };
-        Ok(Local {
-            chat,
-            decoder,
-            slots: generate.batch_size.max(1),
+        let options = Options {
+            max_num_seqs: generate.batch_size.max(1),
             max_length: generate.max_length,
-        })
-    }
-
-    fn engine(&self) -> Engine<'_> {
-        Engine::new(&self.decoder, self.slots, self.max_length).until(interrupt::requested)
+            ..Options::default()
+        };
+        let engine = Engine::new(&decoder, options).until(interrupt::requested);
+        Ok(Local { chat, engine })
     }
 
     fn choice_step(&self, step: &LabelStep) -> Result<ChoiceStep> {
@@ -204,14 +200,14 @@ impl Generator for Local {
                     temperature: prompt.sampling.temperature as f32,
                     top_k: prompt.sampling.top_k,
                     top_p: prompt.sampling.top_p as f32,
-                    max_tokens: prompt.sampling.max_tokens,
                     seed: prompt.seed,
+                    ..sysgen_infer::Sampling::greedy(prompt.sampling.max_tokens)
                 };
-                Ok(Request {
-                    prompt: self.chat.prompt(&prompt.messages)?,
+                Ok(Request::new(
+                    self.chat.prompt(&prompt.messages)?,
                     sampling,
-                    stop_ids: self.chat.stop_ids().to_vec(),
-                })
+                    self.chat.stop_ids().to_vec(),
+                ))
             })
             .collect::<Result<_>>()?;
         let lengths: Vec<usize> = requests
@@ -219,12 +215,16 @@ impl Generator for Local {
             .map(|request| request.prompt.len())
             .collect();
         let mut failure = None;
-        self.engine().generate(requests, &mut |i, result| {
-            let reply = result.map(|completion| Reply {
-                text: self.chat.decode(&completion.ids),
-                finished: completion.finish == Finish::Stop,
-                prompt_tokens: lengths[i],
-                reply_tokens: completion.ids.len(),
+        let chat = &self.chat;
+        self.engine.generate(requests, &mut |i, result| {
+            let reply = result.map(|answer| {
+                let completion = answer.into_first();
+                Reply {
+                    text: chat.decode(&completion.ids),
+                    finished: completion.finish == Finish::Stop,
+                    prompt_tokens: lengths[i],
+                    reply_tokens: completion.ids.len(),
+                }
             });
             hand_on(i, reply, on_done, &mut failure)
         });
@@ -258,7 +258,7 @@ impl Generator for Local {
             .map(|request| request.prompt.len() + forced(request))
             .collect();
         let mut failure = None;
-        self.engine().choose(requests, &mut |i, result| {
+        self.engine.choose(requests, &mut |i, result| {
             let judged = result.map(|choices| Judged {
                 scores: choices
                     .into_iter()

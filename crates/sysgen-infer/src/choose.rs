@@ -1,9 +1,8 @@
-//! A request whose labels are compared, as a task of the schedule: force ids, read the labels'
-//! log-probabilities, go on after the best.
+//! A text whose labels are compared: force ids, read the labels' log-probabilities, go on after the best.
+
+use sysgen_ops::distribution::{largest, log_sum_exp};
 
 use crate::request::{Choice, ChoiceRequest, ChoiceStep, Refused};
-use crate::sample::log_sum_exp;
-use crate::schedule::Task;
 
 /// One row of choices in the making.
 pub(crate) struct Choosing {
@@ -18,18 +17,15 @@ impl Choosing {
             choices: Vec::new(),
         }
     }
-}
 
-impl Task for Choosing {
-    type Outcome = Vec<Choice>;
-
-    fn start(&mut self, max_length: usize) -> Result<Vec<u32>, Refused> {
+    /// The ids to read first, and how many they may become; no ids when there is nothing to choose.
+    pub(crate) fn start(&mut self, max_length: usize) -> Result<(Vec<u32>, usize), Refused> {
         let steps = &self.request.steps;
         if let Some(step) = steps.iter().position(|step| !can_be_told_apart(step)) {
             return Err(Refused::Labels { step });
         }
         let Some((last, before)) = steps.split_last() else {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), 0));
         };
         // The last step's label is chosen but not read.
         let longest = |step: &ChoiceStep| step.labels.iter().map(Vec::len).max().unwrap_or(0);
@@ -40,17 +36,19 @@ impl Task for Choosing {
         if tokens > max_length {
             return Err(Refused::TooLong { tokens, max_length });
         }
-        let mut ids = std::mem::take(&mut self.request.prompt);
+        let mut ids = self.request.prompt.clone();
         ids.extend(&steps[0].forced);
         if ids.is_empty() {
             return Err(Refused::Empty);
         }
-        Ok(ids)
+        Ok((ids, tokens))
     }
 
-    fn advance(&mut self, logits: &[f32]) -> Result<Vec<u32>, Refused> {
+    /// Looks at the logits after all ids so far; gives the ids to read next, none ends the text.
+    pub(crate) fn advance(&mut self, logits: &[f32]) -> Result<Vec<u32>, Refused> {
         let step = &self.request.steps[self.choices.len()];
-        let total = log_sum_exp(logits).ok_or(Refused::NotFinite)?;
+        let largest = largest(logits).ok_or(Refused::NotFinite)?;
+        let total = log_sum_exp(logits, largest);
         let mut log_probabilities = Vec::with_capacity(step.labels.len());
         let mut best = 0;
         for (index, label) in step.labels.iter().enumerate() {
@@ -78,7 +76,7 @@ impl Task for Choosing {
         })
     }
 
-    fn finish(self) -> Vec<Choice> {
+    pub(crate) fn finish(self) -> Vec<Choice> {
         self.choices
     }
 }

@@ -1,9 +1,10 @@
 //! Prompts of token ids become completions of token ids, many at a time. Knows nothing of text.
 //!
-//! Continuous batching: a request that ends gives its place to the next one, long prompts are read in
+//! Continuous batching over a paged cache: a request that ends gives its place to the next one, long prompts are read in
 //! chunks beside texts that are being written, and a prefix that several requests share is computed once.
 //! What a request gets depends on nothing but the request: on the CPU, to the bit.
 
+mod blocks;
 mod choose;
 mod engine;
 mod generate;
@@ -12,9 +13,10 @@ mod sample;
 mod schedule;
 mod statistics;
 
-pub use engine::Engine;
+pub use engine::{Engine, Options, Outcome, RequestId};
 pub use request::{
-    Choice, ChoiceRequest, ChoiceStep, Completion, Finish, Refused, Request, Sampling,
+    Answer, Choice, ChoiceRequest, ChoiceStep, Completion, Finish, Refused, Request, Sampling,
+    StopWhen, TokenLogProbability,
 };
-pub use sample::{Drawn, Sampler};
+pub use sample::Sampler;
 pub use statistics::Statistics;

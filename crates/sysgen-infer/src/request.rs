@@ -1,8 +1,9 @@
 //! What can be asked of the engine, and what comes back.
 
 use std::fmt;
+use std::sync::Arc;
 
-/// How tokens are drawn. The order is vLLM's: temperature, then top-k, then top-p, then the draw.
+/// How tokens are drawn. Names and order are vLLM's: penalties, temperature, min-p, top-k, top-p, then the draw.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// Logits are divided by this; 0 is greedy.
@@ -11,8 +12,18 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the smallest set of best tokens whose probability reaches this is drawn from; 1 is all.
     pub top_p: f32,
+    /// Only tokens at least this probable relative to the best one are drawn from; 0 is all.
+    pub min_p: f32,
+    /// Logits of tokens that the prompt or the completion has are divided by this, negative ones multiplied; 1 is none.
+    pub repetition_penalty: f32,
+    /// Taken off a token's logit for each time the completion has it.
+    pub frequency_penalty: f32,
+    /// Taken off a token's logit once the completion has it.
+    pub presence_penalty: f32,
     /// Longest completion, in tokens.
     pub max_tokens: usize,
+    /// Stop ids are not drawn before so many tokens.
+    pub min_tokens: usize,
     /// Start of the request's own random stream.
     pub seed: u64,
 }
@@ -24,14 +35,23 @@ impl Sampling {
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
             max_tokens,
+            min_tokens: 0,
             seed: 0,
         }
     }
 }
 
+/// Told of a completion's ids after each of them; says whether it ends here. How stop strings are made: the caller knows
+/// what the ids mean.
+pub type StopWhen = Arc<dyn Fn(&[u32]) -> bool + Send + Sync>;
+
 /// A prompt to be continued.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 pub struct Request {
     /// At least one id.
     pub prompt: Vec<u32>,
@@ -39,15 +59,63 @@ pub struct Request {
     pub sampling: Sampling,
     /// Ids that end the completion.
     pub stop_ids: Vec<u32>,
+    /// Also ends the completion; the ids it was told stay in it.
+    pub stop_when: Option<StopWhen>,
+    /// Completions to be written, the i-th with the seed `sampling.seed + i`.
+    pub n: usize,
+    /// Whether each token's log-probability is wanted, and of how many best tokens beside it.
+    pub logprobs: Option<usize>,
+    /// The same of the prompt's tokens.
+    pub prompt_logprobs: Option<usize>,
+}
+
+impl Request {
+    /// One completion, without log-probabilities.
+    pub fn new(prompt: Vec<u32>, sampling: Sampling, stop_ids: Vec<u32>) -> Request {
+        Request {
+            prompt,
+            sampling,
+            stop_ids,
+            stop_when: None,
+            n: 1,
+            logprobs: None,
+            prompt_logprobs: None,
+        }
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("prompt", &self.prompt)
+            .field("sampling", &self.sampling)
+            .field("stop_ids", &self.stop_ids)
+            .field("stop_when", &self.stop_when.is_some())
+            .field("n", &self.n)
+            .field("logprobs", &self.logprobs)
+            .field("prompt_logprobs", &self.prompt_logprobs)
+            .finish()
+    }
 }
 
 /// Why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop id was drawn.
+    /// A stop id was drawn, or [`Request::stop_when`] said so.
     Stop,
     /// `max_tokens` or the end of the context was reached.
     Length,
+}
+
+/// A token's log-probability in nats, by the model itself: before penalties, temperature and what follows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogProbability {
+    /// The token.
+    pub id: u32,
+    /// Its own.
+    pub log_probability: f32,
+    /// As many best tokens as were asked for, the best first, with theirs.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// What was written for one request.
@@ -57,9 +125,25 @@ pub struct Completion {
     pub ids: Vec<u32>,
     /// Why it ended.
     pub finish: Finish,
-    /// Sum of the drawn tokens' log-probabilities in nats, the stop id's included, by the model itself:
-    /// before temperature, top-k and top-p.
-    pub log_probability: f32,
+    /// Of every id, and of the stop id after them; empty when not asked for.
+    pub log_probabilities: Vec<TokenLogProbability>,
+}
+
+/// The outcome of a [`Request`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// `n` of them.
+    pub completions: Vec<Completion>,
+    /// Of every id of the prompt but the first, which follows nothing; empty when not asked for.
+    pub prompt_log_probabilities: Vec<TokenLogProbability>,
+}
+
+impl Answer {
+    /// The first completion, all there is with `n = 1`.
+    pub fn into_first(self) -> Completion {
+        let mut completions = self.completions.into_iter();
+        completions.next().expect("n is at least 1")
+    }
 }
 
 /// A prompt after which labels are chosen, one step after the other.
@@ -92,7 +176,7 @@ pub struct Choice {
 /// Why a request got no answer. The others are not affected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// There is nothing to continue.
+    /// There is nothing to continue, or nothing is wanted (`n` is 0).
     Empty,
     /// It does not fit: a completion needs room for one token after the prompt.
     TooLong {
@@ -100,6 +184,13 @@ pub enum Refused {
         tokens: usize,
         /// Tokens the engine's context holds.
         max_length: usize,
+    },
+    /// It could never run: prompt and completion together are more than the whole cache holds.
+    CacheTooSmall {
+        /// Tokens of the prompt and of the longest completion.
+        tokens: usize,
+        /// Tokens the cache holds.
+        cache: usize,
     },
     /// An id the model has no embedding for.
     UnknownId {
@@ -124,6 +215,10 @@ impl fmt::Display for Refused {
             Refused::TooLong { tokens, max_length } => write!(
                 f,
                 "{tokens} tokens leave no room in a context of {max_length}"
+            ),
+            Refused::CacheTooSmall { tokens, cache } => write!(
+                f,
+                "{tokens} tokens of prompt and completion do not fit into a KV cache of {cache}: give it more memory, or lower max_tokens or max_length"
             ),
             Refused::UnknownId { id, vocab_size } => write!(
                 f,

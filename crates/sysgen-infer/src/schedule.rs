@@ -1,335 +1,500 @@
-//! Which tokens go through the model in which step. Every step takes one token of each text that is being
-//! written, and fills up with prompts, oldest first. Order and chunks change when a token is computed,
-//! never its value.
+//! Which tokens go through the model together. Each step reads the newest token of each text that is being written, and
+//! fills up with prompts, oldest first. Where the cache is full, the youngest text gives its blocks away and is read
+//! again later. Order, chunks and blocks change when a token is computed, never its value.
 
-use std::ops::ControlFlow;
+use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 use sysgen_model::{Decoder, KvCache, Run};
 
-use crate::engine::Engine;
-use crate::request::Refused;
+use crate::blocks::{Blocks, Content, extend_contents};
+use crate::choose::Choosing;
+use crate::engine::{Options, RequestId};
+use crate::generate::Generation;
+use crate::request::{Choice, Completion, Refused, TokenLogProbability};
 use crate::statistics::Statistics;
 
-/// Tokens of one step: enough to keep the processors busy, few enough not to stall texts being written.
-const TOKENS_PER_STEP: usize = 512;
 /// Prompt tokens that a step takes however many texts are being written.
 const LEAST_PREFILL: usize = 64;
-/// A shared prefix shorter than this is computed again rather than waited for and copied.
-const LEAST_SHARED: usize = 16;
+/// Rows of the prompt whose logits are made at a time when they are asked for.
+const LOGIT_ROWS: usize = 64;
 
-/// A request in the schedule's eyes: ids to read, then logits to look at, again and again.
-pub(crate) trait Task: Send {
-    type Outcome;
-
-    /// The ids to read first, all of which fit into `max_length`; none ends the task.
-    fn start(&mut self, max_length: usize) -> Result<Vec<u32>, Refused>;
-
-    /// Looks at the logits after all ids so far; gives the ids to read next, none ends the task.
-    fn advance(&mut self, logits: &[f32]) -> Result<Vec<u32>, Refused>;
-
-    fn finish(self) -> Self::Outcome;
+/// What is done with a text.
+pub(crate) enum Work {
+    Generate(Box<Generation>),
+    Choose(Choosing),
 }
 
-/// Runs all tasks; the outcome of each goes to `on_done` with the task's index.
-pub(crate) fn run<T: Task>(
-    engine: &Engine,
-    tasks: Vec<T>,
-    on_done: &mut dyn FnMut(usize, Result<T::Outcome, Refused>) -> ControlFlow<()>,
-) -> Statistics {
-    let slots = engine.slots.min(tasks.len());
-    let mut schedule = Schedule::new(engine, slots);
-    let mut waiting = tasks.into_iter().enumerate();
-    loop {
-        while schedule.has_room() {
-            let Some((index, mut task)) = waiting.next() else {
-                break;
-            };
-            let start = task
-                .start(engine.max_length)
-                .and_then(|ids| schedule.known(ids));
-            let outcome = match start {
-                Ok(ids) if !ids.is_empty() => {
-                    schedule.admit(index, task, ids);
-                    continue;
+/// How it ended.
+pub(crate) enum Ended {
+    Completion {
+        number: usize,
+        of: usize,
+        completion: Completion,
+        prompt: Vec<TokenLogProbability>,
+    },
+    Choices(Vec<Choice>),
+}
+
+impl Work {
+    /// The ids to read first, and how many they may become.
+    fn start(&mut self, max_length: usize) -> Result<(Vec<u32>, usize), Refused> {
+        match self {
+            Work::Generate(generation) => generation.start(max_length),
+            Work::Choose(choosing) => choosing.start(max_length),
+        }
+    }
+
+    /// Looks at the logits after all ids so far; gives the ids to read next, none ends the text.
+    fn advance(&mut self, logits: &[f32]) -> Result<Vec<u32>, Refused> {
+        match self {
+            Work::Generate(generation) => generation.advance(logits),
+            Work::Choose(choosing) => choosing.advance(logits),
+        }
+    }
+
+    fn wants_prompt(&self) -> bool {
+        matches!(self, Work::Generate(generation) if generation.wants_prompt())
+    }
+
+    fn finish(self) -> Ended {
+        match self {
+            Work::Generate(generation) => {
+                let (number, of) = (generation.number, generation.of());
+                let (completion, prompt) = generation.finish();
+                Ended::Completion {
+                    number,
+                    of,
+                    completion,
+                    prompt,
                 }
-                Ok(_) => Ok(task.finish()),
-                Err(refused) => Err(refused),
-            };
-            if on_done(index, outcome).is_break() {
-                return schedule.statistics;
             }
-        }
-        if schedule.is_idle() || (engine.stop)() {
-            return schedule.statistics;
-        }
-        for (index, outcome) in schedule.step() {
-            if on_done(index, outcome).is_break() {
-                return schedule.statistics;
-            }
+            Work::Choose(choosing) => Ended::Choices(choosing.finish()),
         }
     }
 }
 
-/// The slots, and the cache they have in common.
-struct Schedule<'a, T> {
-    decoder: &'a Decoder,
-    cache: KvCache,
-    slots: Vec<Slot<T>>,
-    admitted: usize,
-    statistics: Statistics,
-}
-
-/// One place in the cache and the text that occupies it.
-struct Slot<T> {
+/// A text that is being worked on. The vector of them is in the order of admission.
+struct Text {
+    id: RequestId,
+    work: Work,
     /// The text so far.
     ids: Vec<u32>,
-    /// How many of them the cache has. A slot without work keeps these for a prompt that starts alike.
+    /// Ids it started with.
+    prompt: usize,
+    /// How many ids the cache has.
     held: usize,
-    work: Option<Work<T>>,
-}
-
-struct Work<T> {
-    index: usize,
-    task: T,
-    /// Place in the order of admission.
-    turn: usize,
-    /// Nothing of it has gone through the model yet.
+    blocks: Vec<u32>,
+    /// Of its full blocks.
+    contents: Vec<Content>,
+    /// Nothing of it has gone through the model since it was admitted or gave its blocks away.
     fresh: bool,
+    /// It needs nothing more; taken out at the end of the step.
+    ended: Option<Result<(), Refused>>,
 }
 
-/// A slot's part of a step.
+impl Text {
+    /// Ids that the cache does not have yet.
+    fn pending(&self) -> usize {
+        self.ids.len() - self.held
+    }
+}
+
+/// A text's part of a step.
 #[derive(Clone, Copy)]
 struct Part {
-    slot: usize,
+    text: usize,
     tokens: usize,
 }
 
-impl<'a, T: Task> Schedule<'a, T> {
-    fn new(engine: &Engine<'a>, slots: usize) -> Schedule<'a, T> {
-        let empty = || Slot {
-            ids: Vec::new(),
-            held: 0,
-            work: None,
-        };
+pub(crate) struct Schedule {
+    decoder: Decoder,
+    cache: KvCache,
+    blocks: Blocks,
+    options: Options,
+    waiting: VecDeque<(RequestId, Work)>,
+    texts: Vec<Text>,
+    /// Outcomes that need no step.
+    known: Vec<(RequestId, Result<Ended, Refused>)>,
+    statistics: Statistics,
+}
+
+impl Schedule {
+    pub(crate) fn new(decoder: Decoder, cache: KvCache, options: Options) -> Schedule {
         Schedule {
-            decoder: engine.decoder,
-            cache: KvCache::new(&engine.decoder.config, slots),
-            slots: (0..slots).map(|_| empty()).collect(),
-            admitted: 0,
-            statistics: Statistics {
-                slots: engine.slots,
-                ..Statistics::default()
-            },
+            decoder,
+            blocks: Blocks::new(cache.blocks()),
+            cache,
+            options,
+            waiting: VecDeque::new(),
+            texts: Vec::new(),
+            known: Vec::new(),
+            statistics: Statistics::default(),
         }
     }
 
-    fn has_room(&self) -> bool {
-        self.slots.iter().any(|slot| slot.work.is_none())
+    pub(crate) fn cache_tokens(&self) -> usize {
+        self.cache.blocks() * self.cache.block_size()
     }
 
-    fn is_idle(&self) -> bool {
-        self.slots.iter().all(|slot| slot.work.is_none())
+    pub(crate) fn take_statistics(&mut self) -> Statistics {
+        std::mem::take(&mut self.statistics)
     }
 
-    /// `ids`, if the model knows them all.
-    fn known(&self, ids: Vec<u32>) -> Result<Vec<u32>, Refused> {
+    pub(crate) fn is_idle(&self) -> bool {
+        self.texts.is_empty() && self.waiting.is_empty() && self.known.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        for text in self.texts.drain(..) {
+            self.blocks.release(&text.blocks);
+        }
+        self.waiting.clear();
+        self.known.clear();
+    }
+
+    /// Queues a text; false when its outcome is known at once.
+    pub(crate) fn push(&mut self, id: RequestId, mut work: Work) -> bool {
+        match self.start(&mut work) {
+            Ok(ids) if ids.is_empty() => self.known.push((id, Ok(work.finish()))),
+            Ok(_) => {
+                self.waiting.push_back((id, work));
+                return true;
+            }
+            Err(refused) => self.known.push((id, Err(refused))),
+        }
+        false
+    }
+
+    /// Forgets the texts of a request.
+    pub(crate) fn drop_request(&mut self, id: RequestId) {
+        self.waiting.retain(|(other, _)| *other != id);
+        let blocks = &mut self.blocks;
+        self.texts.retain(|text| {
+            let stays = text.id != id;
+            if !stays {
+                blocks.release(&text.blocks);
+            }
+            stays
+        });
+    }
+
+    /// The ids a text starts with, if the model knows them all and they fit.
+    fn start(&self, work: &mut Work) -> Result<Vec<u32>, Refused> {
+        let (ids, tokens) = work.start(self.options.max_length)?;
         let vocab_size = self.decoder.config.vocab_size;
-        match ids.iter().find(|&&id| id as usize >= vocab_size) {
-            Some(&id) => Err(Refused::UnknownId { id, vocab_size }),
-            None => Ok(ids),
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Refused::UnknownId { id, vocab_size });
         }
+        let cache = self.cache_tokens();
+        if tokens > cache {
+            return Err(Refused::CacheTooSmall { tokens, cache });
+        }
+        Ok(ids)
     }
 
-    /// Keys of longrope models depend on how long the text is in the end: neither may a long prompt be
-    /// read in chunks, nor another text's keys be used.
+    /// Keys of longrope models depend on how long the text was when they were made: neither may a prompt be read in
+    /// chunks, nor another text's keys be used.
     fn keys_depend_on_length(&self) -> bool {
         self.decoder.config.rope.long.is_some()
     }
 
-    /// Gives the task the free slot whose former text starts most like `ids`.
-    fn admit(&mut self, index: usize, task: T, ids: Vec<u32>) {
-        let reusable = !self.keys_depend_on_length();
-        let (slot, shared) = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.work.is_none())
-            .map(|(number, slot)| (number, if reusable { slot.shared_with(&ids) } else { 0 }))
-            .max_by_key(|&(number, shared)| (shared, std::cmp::Reverse(number)))
-            .expect("called when there is room");
-        self.statistics.reused_tokens += shared;
-        self.slots[slot] = Slot {
-            ids,
-            held: shared,
-            work: Some(Work {
-                index,
-                task,
-                turn: self.admitted,
+    fn admit(&mut self) {
+        while self.texts.len() < self.options.max_num_seqs {
+            let Some((id, mut work)) = self.waiting.pop_front() else {
+                return;
+            };
+            let ids = self
+                .start(&mut work)
+                .expect("it was started once when it was queued");
+            let mut contents = Vec::new();
+            if self.options.prefix_caching && !self.keys_depend_on_length() {
+                extend_contents(&mut contents, &ids, self.cache.block_size());
+            }
+            self.texts.push(Text {
+                id,
+                work,
+                prompt: ids.len(),
+                ids,
+                held: 0,
+                blocks: Vec::new(),
+                contents,
                 fresh: true,
-            }),
-        };
-        self.admitted += 1;
+                ended: None,
+            });
+        }
     }
 
-    /// One pass through the model; the tasks that ended in it.
-    fn step(&mut self) -> Vec<(usize, Result<T::Outcome, Refused>)> {
+    /// One pass through the model; the texts that ended in it.
+    pub(crate) fn step(&mut self) -> Vec<(RequestId, Result<Ended, Refused>)> {
+        let mut ended = std::mem::take(&mut self.known);
+        self.admit();
+        if self.texts.is_empty() {
+            return ended;
+        }
         let started = Instant::now();
         let parts = self.plan();
         self.count(&parts);
         let runs: Vec<Run> = parts
             .iter()
             .map(|part| {
-                let slot = &self.slots[part.slot];
+                let text = &self.texts[part.text];
                 Run {
-                    slot: part.slot,
-                    start: slot.held,
-                    ids: &slot.ids[slot.held..slot.held + part.tokens],
+                    blocks: &text.blocks,
+                    start: text.held,
+                    ids: &text.ids[text.held..text.held + part.tokens],
                 }
             })
             .collect();
-        let hidden = self.decoder.forward_cached(&runs, &mut self.cache);
-
-        for part in &parts {
-            self.slots[part.slot].held += part.tokens;
-        }
-        // Texts that have been read to their end; the others go on with their prompts.
-        let complete: Vec<usize> = (0..parts.len())
-            .filter(|&row| self.slots[parts[row].slot].pending() == 0)
-            .collect();
-        let ended = self.advance(&parts, &complete, hidden);
+        let whole = parts
+            .iter()
+            .any(|part| self.texts[part.text].work.wants_prompt());
+        let hidden = if whole {
+            self.decoder.forward_cached_all(&runs, &mut self.cache)
+        } else {
+            self.decoder.forward_cached(&runs, &mut self.cache)
+        };
+        self.look(&parts, hidden, whole);
+        self.remember(&parts);
         self.count_time(&parts, started);
+        self.take_ended(&mut ended);
         ended
     }
 
-    /// Hands each complete text its logits.
-    fn advance(
-        &mut self,
-        parts: &[Part],
-        complete: &[usize],
-        hidden: Tensor<2>,
-    ) -> Vec<(usize, Result<T::Outcome, Refused>)> {
-        if complete.is_empty() {
-            return Vec::new();
-        }
-        let logits = host_logits(self.decoder, hidden, parts.len(), complete);
-        let vocab_size = logits.len() / complete.len();
-        let mut row_of = vec![None; self.slots.len()];
-        for (row, &part) in complete.iter().enumerate() {
-            row_of[parts[part].slot] = Some(row);
-        }
-        let known = |ids: Vec<u32>| match ids.iter().find(|&&id| id as usize >= vocab_size) {
-            Some(&id) => Err(Refused::UnknownId { id, vocab_size }),
-            None => Ok(ids),
-        };
-        self.slots
-            .par_iter_mut()
-            .zip(row_of)
-            .filter_map(|(slot, row)| {
-                let logits = &logits[row? * vocab_size..][..vocab_size];
-                let work = slot.work.as_mut()?;
-                match work.task.advance(logits).and_then(known) {
-                    Ok(ids) if !ids.is_empty() => {
-                        slot.ids.extend(ids);
-                        None
-                    }
-                    ended => slot
-                        .work
-                        .take()
-                        .map(|work| (work.index, ended.map(|_| work.task))),
-                }
-            })
-            .collect::<Vec<_>>()
-            .into_iter()
-            .map(|(index, ended)| (index, ended.map(T::finish)))
-            .collect()
-    }
-
-    /// What the next step reads: one token of each text being written, then prompts, oldest first.
-    fn plan(&mut self) -> Vec<Part> {
-        let mut prompts: Vec<(usize, usize)> = Vec::new();
-        let mut parts = Vec::new();
-        for (number, slot) in self.slots.iter().enumerate() {
-            match &slot.work {
-                Some(work) if !work.fresh && slot.pending() == 1 => parts.push(Part {
-                    slot: number,
-                    tokens: 1,
-                }),
-                Some(work) => prompts.push((work.turn, number)),
-                None => {}
+    /// Hands each text the logits it asks for: those after its last id, and those of its prompt if they are wanted.
+    fn look(&mut self, parts: &[Part], hidden: Tensor<2>, whole: bool) {
+        // (text, row of `hidden`, position), the rows of a text side by side.
+        let mut looks: Vec<(usize, usize, usize)> = Vec::new();
+        let mut rows = 0;
+        for part in parts {
+            let text = &mut self.texts[part.text];
+            let (first, held) = (rows, text.held);
+            rows += if whole { part.tokens } else { 1 };
+            text.held += part.tokens;
+            let last = text.held - 1;
+            if text.work.wants_prompt() {
+                let asked = held..last.min(text.prompt - 1);
+                looks.extend(asked.map(|position| (part.text, first + position - held, position)));
+            }
+            // Not before the end of a prompt, unless that is asked for.
+            if text.pending() == 0 || (text.work.wants_prompt() && last + 1 < text.prompt) {
+                looks.push((part.text, rows - 1, last));
             }
         }
-        prompts.sort_unstable();
-        let mut room = TOKENS_PER_STEP
+        for looks in looks.chunks(LOGIT_ROWS.max(parts.len())) {
+            let wanted: Vec<usize> = looks.iter().map(|&(_, row, _)| row).collect();
+            let logits = host_logits(&self.decoder, hidden.clone(), rows, &wanted);
+            let vocab_size = logits.len() / looks.len();
+            let mut of_text = vec![0..0; self.texts.len()];
+            for (number, &(text, ..)) in looks.iter().enumerate() {
+                let range = &mut of_text[text];
+                *range = if range.start == range.end {
+                    number
+                } else {
+                    range.start
+                }..number + 1;
+            }
+            let texts = self.texts.par_iter_mut().zip(of_text);
+            texts.for_each(|(text, range)| {
+                for number in range {
+                    let logits = &logits[number * vocab_size..][..vocab_size];
+                    text.look(looks[number].2, logits);
+                }
+            });
+        }
+    }
+
+    /// Blocks that were filled in this step can be found from now on.
+    fn remember(&mut self, parts: &[Part]) {
+        if !self.options.prefix_caching || self.keys_depend_on_length() {
+            return;
+        }
+        let size = self.cache.block_size();
+        for part in parts {
+            let text = &mut self.texts[part.text];
+            extend_contents(&mut text.contents, &text.ids, size);
+            let before = (text.held - part.tokens) / size;
+            for block in before..text.held / size {
+                self.blocks.fill(text.blocks[block], text.contents[block]);
+            }
+        }
+    }
+
+    fn take_ended(&mut self, ended: &mut Vec<(RequestId, Result<Ended, Refused>)>) {
+        let texts = std::mem::take(&mut self.texts);
+        for text in texts {
+            match text.ended {
+                None => self.texts.push(text),
+                Some(result) => {
+                    self.blocks.release(&text.blocks);
+                    ended.push((text.id, result.map(|()| text.work.finish())));
+                }
+            }
+        }
+    }
+
+    /// What the next step reads: one token of each text being written, then prompts, oldest first. Every text of the
+    /// plan has the blocks it needs; the oldest text is always in it.
+    fn plan(&mut self) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let mut number = 0;
+        while number < self.texts.len() {
+            if self.is_written(number) {
+                if self.provide(number, 1) {
+                    parts.push(Part {
+                        text: number,
+                        tokens: 1,
+                    });
+                } else {
+                    // It was itself the youngest that had blocks.
+                    self.preempt(number);
+                }
+            }
+            number += 1;
+        }
+
+        let most = self.options.max_num_batched_tokens;
+        let mut room = most
             .saturating_sub(parts.len())
-            .max(LEAST_PREFILL);
-        for (_, number) in prompts {
+            .max(LEAST_PREFILL.min(most));
+        let mut coming: HashSet<Content> = HashSet::new();
+        for number in 0..self.texts.len() {
             if room == 0 {
                 break;
             }
-            if self.waits_for_shared_prefix(number) {
+            if self.is_written(number) {
                 continue;
             }
-            let slot = &mut self.slots[number];
-            let pending = slot.pending();
-            let whole = self.decoder.config.rope.long.is_some();
-            let tokens = if whole { pending } else { pending.min(room) };
-            if let Some(work) = &mut slot.work {
-                work.fresh = false;
+            let waits = self.texts[number].fresh && !self.take_prefix(number, &coming);
+            let text = &self.texts[number];
+            coming.extend(
+                text.contents
+                    .iter()
+                    .skip(text.held / self.cache.block_size()),
+            );
+            if waits {
+                continue;
             }
-            parts.push(Part {
-                slot: number,
-                tokens,
-            });
-            room = room.saturating_sub(tokens);
+            let pending = text.pending();
+            let tokens = if !self.keys_depend_on_length() {
+                pending.min(room)
+            } else if text.held == 0 {
+                text.prompt
+            } else {
+                1
+            };
+            // Room for all of its prompt, and a block to spare for each text that is being written: it would be the
+            // first to lose its place again.
+            let (reach, spare) = if text.fresh {
+                (text.ids.len(), parts.len())
+            } else {
+                (text.held + tokens, 0)
+            };
+            let needed = reach.div_ceil(self.cache.block_size());
+            let lacking = needed.saturating_sub(text.blocks.len());
+            let fits = lacking + spare <= self.blocks.available();
+            if (fits || parts.is_empty()) && self.provide(number, tokens) {
+                self.texts[number].fresh = false;
+                parts.push(Part {
+                    text: number,
+                    tokens,
+                });
+                room = room.saturating_sub(tokens);
+            } else {
+                // Later ones would take what this one waits for.
+                self.give_back(number);
+                break;
+            }
         }
+        assert!(
+            !parts.is_empty(),
+            "the oldest text fits: it was refused otherwise"
+        );
         parts
     }
 
-    /// A fresh text takes over the longest prefix that another slot holds. When an older text is about to
-    /// compute a longer one, it waits instead: the oldest never waits, so this ends.
-    fn waits_for_shared_prefix(&mut self, number: usize) -> bool {
-        let slot = &self.slots[number];
-        let Some(work) = slot.work.as_ref().filter(|work| work.fresh) else {
-            return false;
+    /// Whether a text is past its prompt and needs one token read.
+    fn is_written(&self, number: usize) -> bool {
+        let text = &self.texts[number];
+        !text.fresh && text.pending() == 1
+    }
+
+    /// A fresh text takes over the longest beginning that the cache has; false when it had better wait for an older text
+    /// that is about to compute more of it. The oldest has none to wait for.
+    fn take_prefix(&mut self, number: usize, coming: &HashSet<Content>) -> bool {
+        self.give_back(number);
+        let text = &self.texts[number];
+        // One token at least must be read, for its logits; and all of them where all logits are wanted.
+        let most = (text.ids.len() - 1) / self.cache.block_size();
+        let contents = if text.work.wants_prompt() {
+            &[][..]
+        } else {
+            &text.contents[..most.min(text.contents.len())]
         };
-        if self.keys_depend_on_length() {
+        let found = self.blocks.find(contents);
+        if contents
+            .get(found.len())
+            .is_some_and(|next| coming.contains(next))
+        {
             return false;
         }
-        let (mut ready, mut from, mut coming) = (slot.held, number, slot.held);
-        for (other, candidate) in self.slots.iter().enumerate() {
-            if other == number {
+        self.blocks.share(&found);
+        let text = &mut self.texts[number];
+        text.held = found.len() * self.cache.block_size();
+        text.blocks = found;
+        self.statistics.reused_tokens += text.held;
+        true
+    }
+
+    /// Undoes [`Self::take_prefix`] for a text that was not started after all.
+    fn give_back(&mut self, number: usize) {
+        let text = &mut self.texts[number];
+        if text.fresh {
+            self.statistics.reused_tokens -= text.held;
+            self.blocks.release(&std::mem::take(&mut text.blocks));
+            text.held = 0;
+        }
+    }
+
+    /// Blocks for the next `tokens` of a text; younger texts give theirs away for it, youngest first. False when that is
+    /// not enough.
+    fn provide(&mut self, number: usize, tokens: usize) -> bool {
+        let text = &self.texts[number];
+        let needed = (text.held + tokens).div_ceil(self.cache.block_size());
+        while self.texts[number].blocks.len() < needed {
+            if let Some(block) = self.blocks.take() {
+                self.texts[number].blocks.push(block);
                 continue;
             }
-            let shared = candidate.shared_with(&slot.ids);
-            if shared > ready {
-                (ready, from) = (shared, other);
-            }
-            if candidate
-                .work
-                .as_ref()
-                .is_some_and(|older| older.turn < work.turn)
-            {
-                coming = coming.max(common_prefix(&candidate.ids, &slot.ids));
+            let younger = (number + 1..self.texts.len())
+                .rev()
+                .find(|&other| !self.texts[other].fresh);
+            match younger {
+                Some(other) => self.preempt(other),
+                None => return false,
             }
         }
-        if coming >= ready + LEAST_SHARED {
-            return true;
-        }
-        if ready >= slot.held + LEAST_SHARED {
-            self.statistics.reused_tokens += ready - slot.held;
-            self.cache.copy(from, number, ready);
-            self.slots[number].held = ready;
-        }
-        false
+        true
+    }
+
+    /// A text gives its blocks away and will be read again.
+    fn preempt(&mut self, number: usize) {
+        self.statistics.preemptions += 1;
+        let text = &mut self.texts[number];
+        self.blocks.release(&std::mem::take(&mut text.blocks));
+        text.held = 0;
+        text.fresh = true;
     }
 
     fn count(&mut self, parts: &[Part]) {
-        let occupied = self.slots.iter().filter(|slot| slot.work.is_some());
-        self.statistics.occupied += occupied.count();
-        self.statistics.steps += 1;
+        let statistics = &mut self.statistics;
+        statistics.slots = self.options.max_num_seqs;
+        statistics.occupied += self.texts.len();
+        statistics.steps += 1;
+        statistics.cache_blocks = self.cache.blocks();
+        statistics.most_used_blocks = statistics.most_used_blocks.max(self.blocks.used());
         let (decode, prefill) = self.tokens(parts);
         self.statistics.decode_tokens += decode;
         self.statistics.prefill_tokens += prefill;
@@ -350,21 +515,30 @@ impl<'a, T: Task> Schedule<'a, T> {
     }
 }
 
-impl<T> Slot<T> {
-    /// Ids that the cache does not have yet.
-    fn pending(&self) -> usize {
-        self.ids.len() - self.held
+impl Text {
+    /// Looks at the logits after its id at `position`.
+    fn look(&mut self, position: usize, logits: &[f32]) {
+        let vocab_size = logits.len();
+        if position + 1 < self.prompt {
+            if let Work::Generate(generation) = &mut self.work
+                && let Err(refused) = generation.look_at_prompt(position, logits)
+            {
+                self.ended = Some(Err(refused));
+            }
+            return;
+        }
+        if self.ended.is_some() || position + 1 < self.ids.len() {
+            return;
+        }
+        let next = self.work.advance(logits);
+        let unknown = |ids: &Vec<u32>| ids.iter().copied().find(|&id| id as usize >= vocab_size);
+        match next.map(|ids| (unknown(&ids), ids)) {
+            Err(refused) => self.ended = Some(Err(refused)),
+            Ok((Some(id), _)) => self.ended = Some(Err(Refused::UnknownId { id, vocab_size })),
+            Ok((None, ids)) if ids.is_empty() => self.ended = Some(Ok(())),
+            Ok((None, ids)) => self.ids.extend(ids),
+        }
     }
-
-    /// How much of `ids` this slot's part of the cache can stand for. One token at least must still be
-    /// read: its logits are not in the cache.
-    fn shared_with(&self, ids: &[u32]) -> usize {
-        common_prefix(&self.ids[..self.held], ids).min(ids.len() - 1)
-    }
-}
-
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// The logits of some rows of `hidden`, on the host, row after row.

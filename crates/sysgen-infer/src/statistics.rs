@@ -15,10 +15,16 @@ pub struct Statistics {
     pub prefill_seconds: f64,
     /// See `prefill_seconds`.
     pub decode_seconds: f64,
-    /// Occupied slots, summed over the steps.
+    /// Texts worked on, summed over the steps.
     pub occupied: usize,
-    /// Slots of the engine.
+    /// Texts that the engine works on at a time.
     pub slots: usize,
+    /// Texts that gave their blocks away and were read again.
+    pub preemptions: usize,
+    /// Blocks of the cache.
+    pub cache_blocks: usize,
+    /// The most of them that were in use at a time.
+    pub most_used_blocks: usize,
 }
 
 impl Statistics {
@@ -32,7 +38,7 @@ impl Statistics {
         rate(self.decode_tokens as f64, self.decode_seconds)
     }
 
-    /// Part of the slots that were occupied, mean over the steps, from 0 to 1.
+    /// Part of the places for texts that were taken, mean over the steps, from 0 to 1.
     pub fn mean_occupancy(&self) -> f64 {
         rate(self.occupied as f64, (self.steps * self.slots) as f64)
     }

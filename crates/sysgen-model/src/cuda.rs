@@ -25,9 +25,18 @@ pub(crate) fn gpu(index: usize) -> Option<String> {
     parts::gpus().ok()?.into_iter().nth(index)
 }
 
+/// Free memory of the GPU with this index, in bytes.
+pub(crate) fn free_memory(index: usize) -> Option<usize> {
+    parts::free_memory(index)
+}
+
 #[cfg(not(feature = "cuda"))]
 mod parts {
     use super::Need;
+
+    pub(super) fn free_memory(_index: usize) -> Option<usize> {
+        None
+    }
 
     pub(super) fn needs() -> Vec<Need> {
         let missing = "this program was built without CUDA; build it with `--features cuda`";
@@ -88,6 +97,12 @@ mod parts {
             version / 1000,
             version % 1000 / 10
         ))
+    }
+
+    pub(super) fn free_memory(index: usize) -> Option<usize> {
+        let context = driver::CudaContext::new(index).ok()?;
+        let (free, _) = context.mem_get_info().ok()?;
+        Some(free)
     }
 
     pub(super) fn gpus() -> Result<Vec<String>, String> {

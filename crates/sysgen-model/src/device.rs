@@ -45,6 +45,12 @@ pub fn device_names() -> Vec<String> {
         .collect()
 }
 
+/// Free memory of a GPU in bytes; nothing for the CPU.
+pub(crate) fn free_gpu_memory(device: &Device) -> Option<usize> {
+    let index = cuda_devices().iter().position(|other| other == device)?;
+    cuda::free_memory(index)
+}
+
 fn gpu_name(index: usize) -> String {
     let name = cuda::gpu(index).unwrap_or_default();
     format!("cuda:{index} ({name})")

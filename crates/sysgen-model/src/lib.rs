@@ -28,7 +28,7 @@ pub use burn::tensor::Device;
 pub use adapter_file::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 pub use adapters::{ALL_LINEAR, Frozen, Lora};
 pub use backward::Pass;
-pub use cache::KvCache;
+pub use cache::{KvCache, cache_budget};
 pub use cached::Run;
 pub use config::{Activation, Biases, Family, ModelConfig, SUPPORTED, StoredDtype};
 pub use cuda::{Need, cuda_needs};

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use sysgen_ops::{
-    AdamW, AttentionShape, CachedRun, Heads, Moments, Segments, adamw_step, attention,
-    cached_attention, linear, linear_cross_entropy, reference, rms_norm, rope, swiglu,
+    AdamW, AttentionShape, Moments, PagedCache, PagedRun, PagedShape, Segments, adamw_step,
+    attention, linear, linear_cross_entropy, reference, rms_norm, rope, swiglu,
 };
 
 fn tensor<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
@@ -174,37 +174,32 @@ fn main() {
     };
     report("adamw_step of 2M parameters", time(step), 0.0);
 
-    let heads = Heads {
-        query: heads,
-        key_value: heads,
-        size,
+    let paged = PagedShape {
+        blocks: length / 16,
+        block_size: 16,
+        kv_heads: heads,
+        head_size: size,
     };
-    let cache = vec![0.1f32; length * dim];
-    let runs: Vec<CachedRun> = (0..32)
-        .map(|_| CachedRun {
-            tokens: 1,
-            start: length - 1,
-            keys: &cache,
-            values: &cache,
-        })
-        .collect();
-    let queries = vec![0.1f32; 32 * dim];
-    let decode = || cached_attention(&queries, &runs, heads, shape);
+    let blocks: Vec<u32> = (0..paged.blocks as u32).collect();
+    let run = |start| PagedRun {
+        tokens: length - start,
+        start,
+        blocks: &blocks,
+    };
+    let mut cache = PagedCache::new(paged, &device, DType::F32);
+    let rows = |count| tensor::<3>([count, heads, size], &device);
+    cache.write(rows(length), rows(length), &[run(0)]);
+    let queries = rows(32);
+    let decode = || cache.attend(queries.clone(), &[run(length - 1); 32], shape);
     report(
-        "cached_attention 32 runs of 256",
+        "paged attention 32 runs of 256",
         time(decode),
         4.0 * (32 * length * dim) as f64,
     );
-    let prefill = [CachedRun {
-        tokens: length,
-        start: 0,
-        keys: &cache,
-        values: &cache,
-    }];
-    let queries = vec![0.1f32; length * dim];
-    let prefill = || cached_attention(&queries, &prefill, heads, shape);
+    let queries = rows(length);
+    let prefill = || cache.attend(queries.clone(), &[run(0)], shape);
     report(
-        "cached_attention prefill of 256",
+        "paged attention prefill of 256",
         time(prefill),
         2.0 * (length * length * dim) as f64,
     );

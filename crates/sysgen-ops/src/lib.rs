@@ -10,6 +10,7 @@ mod backward;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod device;
+pub mod distribution;
 mod dropout;
 mod dynamic;
 mod few_rows;
@@ -33,8 +34,7 @@ mod simd;
 
 pub use adamw::{AdamW, Moments, adamw_step, squared_norm};
 pub use attention::{
-    AttentionShape, CachedPosition, CachedRun, Heads, Segments, attention, cached_attention,
-    decode_attention,
+    AttentionShape, BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape, Segments, attention,
 };
 pub use backward::backward;
 pub use cross_entropy::linear_cross_entropy;

@@ -5,11 +5,11 @@ mod common;
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use common::{close, numbers, tensor};
 use sysgen_ops::{
-    AdamW, Adapter, AttentionShape, CachedRun, Dropout, Heads, LinearWeight, Moments, Nf4,
-    Segments, adamw_step, add_rows, attention, backward, cached_attention, geglu_tanh, linear,
+    AdamW, Adapter, AttentionShape, Dropout, LinearWeight, Moments, Nf4, PagedCache, PagedRun,
+    PagedShape, Segments, adamw_step, add_rows, attention, backward, geglu_tanh, linear,
     linear_cross_entropy, lora_linear, merged, nf4_linear, reference, rms_norm, rope, squared_norm,
     swiglu,
 };
@@ -352,53 +352,104 @@ fn attention_agrees() {
 }
 
 #[test]
-fn cached_attention_is_attention_over_the_cache() {
+fn paged_attention_is_attention_over_the_blocks() {
     let device = Device::flex();
-    let (time, heads, kv_heads, size) = (70, 4, 2, 20);
-    for (window, softcap) in [(None, None), (Some(1), None), (Some(30), Some(2.0))] {
-        let shape = AttentionShape {
-            scale: 0.3,
-            window,
-            softcap,
-        };
-        let q = tensor::<4>(1, [1, time, heads, size], &device);
-        let k = tensor::<4>(2, [1, time, kv_heads, size], &device);
-        let v = tensor::<4>(3, [1, time, kv_heads, size], &device);
-        let segments = Segments {
-            batch: 1,
-            time,
-            ids: vec![1; time],
-        };
-        let exact = numbers(reference::attention(
-            q.clone(),
-            k.clone(),
-            v.clone(),
-            &segments,
-            shape,
-        ));
-        let (q, k, v) = (numbers(q), numbers(k), numbers(v));
-        let run = |start: usize, tokens: usize| CachedRun {
+    let time = 70;
+    for (heads, kv_heads, size) in [(4, 2, 20), (3, 3, 64), (6, 1, 90)] {
+        for (window, softcap) in [(None, None), (Some(1), None), (Some(30), Some(2.0))] {
+            let shape = AttentionShape {
+                scale: 0.3,
+                window,
+                softcap,
+            };
+            let q = tensor::<4>(1, [1, time, heads, size], &device);
+            let k = tensor::<4>(2, [1, time, kv_heads, size], &device);
+            let v = tensor::<4>(3, [1, time, kv_heads, size], &device);
+            let segments = Segments {
+                batch: 1,
+                time,
+                ids: vec![1; time],
+            };
+            let exact = numbers(reference::attention(
+                q.clone(),
+                k.clone(),
+                v.clone(),
+                &segments,
+                shape,
+            ));
+            // Every part is written and attends before the next one comes.
+            let in_parts = |block_size: usize, blocks: &[u32], parts: &[usize]| {
+                let paged = PagedShape {
+                    blocks: 9,
+                    block_size,
+                    kv_heads,
+                    head_size: size,
+                };
+                let mut cache = PagedCache::new(paged, &device, DType::F32);
+                let (mut start, mut out) = (0, Vec::new());
+                for &tokens in parts {
+                    let part = |x: &Tensor<4>| {
+                        let heads = x.dims()[2];
+                        x.clone()
+                            .narrow(1, start, tokens)
+                            .reshape([tokens, heads, size])
+                    };
+                    let run = PagedRun {
+                        tokens,
+                        start,
+                        blocks,
+                    };
+                    cache.write(part(&k), part(&v), &[run]);
+                    out.extend(numbers(cache.attend(part(&q), &[run], shape)));
+                    start += tokens;
+                }
+                out
+            };
+            let whole = in_parts(16, &[3, 0, 8, 1, 5], &[time]);
+            close("paged_attention", &whole, &exact);
+            // The same bits, whatever the blocks and the parts.
+            assert_eq!(whole, in_parts(16, &[0, 1, 2, 3, 4], &[9, 1, 37, 1, 1, 21]));
+            assert_eq!(whole, in_parts(48, &[4, 2], &[30, 40]));
+            assert_eq!(whole, in_parts(80, &[7], &[1; 70]));
+        }
+    }
+}
+
+#[test]
+fn texts_that_share_blocks_attend_as_if_each_had_its_own() {
+    let device = Device::flex();
+    let (heads, size) = (2, 24);
+    let shape = AttentionShape {
+        scale: 0.2,
+        window: None,
+        softcap: None,
+    };
+    let paged = PagedShape {
+        blocks: 6,
+        block_size: 16,
+        kv_heads: heads,
+        head_size: size,
+    };
+    let rows = |seed, tokens| tensor::<3>(seed, [tokens, heads, size], &device);
+    let fill = |blocks: [&'static [u32]; 2], shared: bool| {
+        let mut cache = PagedCache::new(paged, &device, DType::F32);
+        let run = |text: usize, start, tokens| PagedRun {
             tokens,
             start,
-            keys: &k,
-            values: &v,
+            blocks: blocks[text],
         };
-        let width = heads * size;
-        let heads = Heads {
-            query: heads,
-            key_value: kv_heads,
-            size,
-        };
-        let whole = cached_attention(&q, &[run(0, time)], heads, shape);
-        close("cached_attention", &whole, &exact);
-        // A prefix, then one position, then the rest, in the company of a copy of themselves: the same bits.
-        let parts = [run(0, 9), run(9, 1), run(10, time - 10), run(9, 1)];
-        let mut queries = q.clone();
-        queries.extend_from_slice(&q[9 * width..10 * width]);
-        let split = cached_attention(&queries, &parts, heads, shape);
-        assert_eq!(split[..time * width], whole);
-        assert_eq!(split[time * width..], whole[9 * width..10 * width]);
-    }
+        let prefixes = if shared { 1 } else { 2 };
+        for text in 0..prefixes {
+            cache.write(rows(1, 16), rows(2, 16), &[run(text, 0, 16)]);
+        }
+        let ends = [run(0, 16, 3), run(1, 16, 5)];
+        cache.write(rows(3, 8), rows(4, 8), &ends);
+        numbers(cache.attend(rows(5, 8), &ends, shape))
+    };
+    assert_eq!(
+        fill([&[4, 1], &[4, 3]], true),
+        fill([&[0, 1], &[2, 5]], false)
+    );
 }
 
 #[test]

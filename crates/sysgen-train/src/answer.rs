@@ -10,7 +10,7 @@ use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{DefaultSystem, SystemRole};
 use sysgen_core::message::Message;
 use sysgen_core::tell;
-use sysgen_infer::{Completion, Engine, Finish, Refused, Request, Sampling};
+use sysgen_infer::{Answer, Completion, Engine, Finish, Options, Refused, Request, Sampling};
 use sysgen_model::{Decoder, device};
 
 #[derive(Args)]
@@ -53,18 +53,20 @@ pub(crate) fn answer(arguments: &AnswerArguments) -> Result<()> {
     messages.push(Message::user(&arguments.user));
     let prompt = chat.prompt(&messages)?;
     let decoder = Decoder::load(&arguments.model, &device)?;
-    let request = Request {
-        prompt: prompt.clone(),
-        sampling: Sampling {
-            temperature: arguments.temperature,
-            seed: arguments.seed,
-            ..Sampling::greedy(arguments.max_tokens)
-        },
-        stop_ids: chat.stop_ids().to_vec(),
+    let sampling = Sampling {
+        temperature: arguments.temperature,
+        seed: arguments.seed,
+        ..Sampling::greedy(arguments.max_tokens)
     };
+    let options = Options {
+        max_num_seqs: 1,
+        max_length: prompt.len().saturating_add(arguments.max_tokens),
+        ..Options::default()
+    };
+    let request = Request::new(prompt.clone(), sampling, chat.stop_ids().to_vec());
     let mut result: Option<Result<Completion, Refused>> = None;
-    Engine::new(&decoder, 1, usize::MAX).generate(vec![request], &mut |_, completion| {
-        result = Some(completion);
+    Engine::new(&decoder, options).generate(vec![request], &mut |_, answer| {
+        result = Some(answer.map(Answer::into_first));
         ControlFlow::Continue(())
     });
     let completion = result

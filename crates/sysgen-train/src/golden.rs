@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use safetensors::SafeTensors;
 use serde_json::Value;
-use sysgen_infer::{Engine, Request, Sampling};
+use sysgen_infer::{Engine, Options, Request, Sampling};
 use sysgen_model::{Decoder, Device, Tokens};
 use sysgen_ops::AdamW;
 use sysgen_train::batch::Batch;
@@ -242,16 +242,13 @@ impl Reference {
         let requests = prompts
             .into_iter()
             .zip(&expected)
-            .map(|(prompt, text)| Request {
-                prompt,
-                sampling: Sampling::greedy(text.len()),
-                stop_ids: Vec::new(),
-            });
+            .map(|(prompt, text)| Request::new(prompt, Sampling::greedy(text.len()), Vec::new()));
         let mut equal = 0;
-        Engine::new(decoder, expected.len().max(1), usize::MAX).generate(
+        Engine::new(decoder, Options::default()).generate(
             requests.collect(),
-            &mut |row, completion| {
-                equal += usize::from(completion.is_ok_and(|text| text.ids == expected[row]));
+            &mut |row, answer| {
+                let ids = answer.map(|answer| answer.into_first().ids);
+                equal += usize::from(ids.is_ok_and(|ids| ids == expected[row]));
                 ControlFlow::Continue(())
             },
         );

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sysgen_chat::Chat;
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::{Message, Role};
-use sysgen_infer::{Engine, Request, Sampling};
+use sysgen_infer::{Engine, Options, Request, Sampling};
 use sysgen_model::Decoder;
 use sysgen_train::identity::Identity;
 use sysgen_train::rows::Row;
@@ -123,19 +123,24 @@ fn answers(decoder: &Decoder, chat: &Chat, rows: &[Row]) -> Vec<Option<String>> 
     let (mut requests, mut asked) = (Vec::new(), Vec::new());
     for (index, row) in rows.iter().enumerate() {
         if let Ok(prompt) = chat.prompt(question(&row.messages)) {
-            requests.push(Request {
+            requests.push(Request::new(
                 prompt,
-                sampling: Sampling::greedy(MAX_TOKENS),
-                stop_ids: chat.stop_ids().to_vec(),
-            });
+                Sampling::greedy(MAX_TOKENS),
+                chat.stop_ids().to_vec(),
+            ));
             asked.push(index);
         }
     }
-    let slots = requests.len().max(1);
-    Engine::new(decoder, slots, usize::MAX).generate(requests, &mut |request, completion| {
-        answers[asked[request]] = completion
+    let longest = requests.iter().map(|request| request.prompt.len()).max();
+    let options = Options {
+        max_num_seqs: requests.len().max(1),
+        max_length: longest.unwrap_or(0) + MAX_TOKENS,
+        ..Options::default()
+    };
+    Engine::new(decoder, options).generate(requests, &mut |request, answer| {
+        answers[asked[request]] = answer
             .ok()
-            .map(|completion| chat.decode(&completion.ids));
+            .map(|answer| chat.decode(&answer.into_first().ids));
         ControlFlow::Continue(())
     });
     answers

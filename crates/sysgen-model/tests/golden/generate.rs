@@ -29,6 +29,24 @@ fn largest(logits: &[f32]) -> u32 {
         .unwrap() as u32
 }
 
+/// Positions that a text of these tests may have.
+const LONGEST: usize = 512;
+/// The blocks of up to four texts, not side by side.
+const BLOCKS: [[u32; LONGEST / 16]; 4] = {
+    let mut blocks = [[0; LONGEST / 16]; 4];
+    let mut i = 0;
+    while i < 4 * LONGEST / 16 {
+        blocks[i % 4][i / 4] = i as u32;
+        i += 1;
+    }
+    blocks
+};
+
+fn cache(decoder: &Decoder, texts: usize) -> KvCache {
+    let blocks = texts.next_power_of_two().max(4) * LONGEST / 16;
+    KvCache::new(&decoder.config, blocks, 16, &decoder.device())
+}
+
 /// Continues every prompt, all in one cache, until `eos` or `count` tokens; also the last logits of each.
 fn with_cache(
     decoder: &Decoder,
@@ -37,7 +55,8 @@ fn with_cache(
     eos: Option<u32>,
 ) -> (Vec<Vec<u32>>, Vec<Vec<f32>>) {
     let vocab = decoder.config.vocab_size;
-    let mut cache = KvCache::new(&decoder.config, prompts.len());
+    let mut cache = cache(decoder, prompts.len());
+    let mut held = vec![0; prompts.len()];
     let mut continuations = vec![Vec::new(); prompts.len()];
     let mut last = vec![Vec::new(); prompts.len()];
     let mut pending: Vec<(usize, Vec<u32>)> = prompts.iter().cloned().enumerate().collect();
@@ -45,11 +64,14 @@ fn with_cache(
         let runs: Vec<Run> = pending
             .iter()
             .map(|(slot, ids)| Run {
-                slot: *slot,
-                start: cache.len(*slot),
+                blocks: &BLOCKS[*slot],
+                start: held[*slot],
                 ids,
             })
             .collect();
+        for (slot, ids) in &pending {
+            held[*slot] += ids.len();
+        }
         let logits = values(decoder.logits(decoder.forward_cached(&runs, &mut cache)));
         let mut next = Vec::new();
         for ((slot, _), logits) in pending.iter().zip(logits.chunks(vocab)) {
@@ -137,38 +159,40 @@ fn golden_a_texts_hidden_state_does_not_depend_on_its_neighbours_to_the_bit() {
         let decoder = case.decoder();
         let (a, b) = (case.ids("a.input_ids"), case.ids("b.input_ids"));
         let (first, rest) = a.split_at(a.len() / 2);
-        let mut alone = KvCache::new(&decoder.config, 1);
-        let mut shared = KvCache::new(&decoder.config, 3);
+        let (mut alone, mut shared) = (cache(&decoder, 1), cache(&decoder, 3));
+        let (mut text, mut neighbour) = (0, 0);
         for (step, ids) in [first, rest, &[b[0]]].into_iter().enumerate() {
             let by_itself = values(decoder.forward_cached(
                 &[Run {
-                    slot: 0,
-                    start: alone.len(0),
+                    blocks: &BLOCKS[0],
+                    start: text,
                     ids,
                 }],
                 &mut alone,
             ));
             // The neighbours come, go and are of other lengths; the text is in the middle, in another slot.
-            let mut runs = vec![Run {
-                slot: 2,
-                start: shared.len(2),
-                ids,
-            }];
-            runs.insert(
-                0,
+            let beside = &b[step..2 * step + 1];
+            let mut runs = vec![
                 Run {
-                    slot: 1,
-                    start: shared.len(1),
-                    ids: &b[step..2 * step + 1],
+                    blocks: &BLOCKS[1],
+                    start: neighbour,
+                    ids: beside,
                 },
-            );
+                Run {
+                    blocks: &BLOCKS[2],
+                    start: text,
+                    ids,
+                },
+            ];
             if step != 1 {
                 runs.push(Run {
-                    slot: 0,
+                    blocks: &BLOCKS[0],
                     start: 0,
                     ids: &b,
                 });
             }
+            text += ids.len();
+            neighbour += beside.len();
             let among_others = values(decoder.forward_cached(&runs, &mut shared));
             let dim = decoder.config.hidden_size;
             assert_eq!(
@@ -188,13 +212,14 @@ fn golden_logits_with_the_cache_whole_and_in_chunks() {
         let ids = case.ids("b.input_ids");
         let reference = case.floats("b.logits");
         for chunk in [ids.len(), 5, 1] {
-            let mut cache = KvCache::new(&decoder.config, 1);
+            let mut cache = cache(&decoder, 1);
             let logits: Vec<f32> = ids
                 .chunks(chunk)
-                .flat_map(|ids| {
+                .enumerate()
+                .flat_map(|(number, ids)| {
                     let runs = [Run {
-                        slot: 0,
-                        start: cache.len(0),
+                        blocks: &BLOCKS[3],
+                        start: number * chunk,
                         ids,
                     }];
                     values(decoder.logits(decoder.forward_cached_all(&runs, &mut cache)))
@@ -211,14 +236,14 @@ fn golden_logits_with_the_cache_whole_and_in_chunks() {
 }
 
 #[test]
-fn golden_a_run_may_start_before_the_end_of_its_slot() {
+fn golden_a_run_may_replace_the_end_of_its_text() {
     for case in cases() {
         let decoder = case.decoder();
         let ids = case.ids("a.input_ids");
-        let mut cache = KvCache::new(&decoder.config, 1);
+        let mut cache = cache(&decoder, 1);
         let whole = values(decoder.forward_cached(
             &[Run {
-                slot: 0,
+                blocks: &BLOCKS[0],
                 start: 0,
                 ids: &ids,
             }],
@@ -228,7 +253,7 @@ fn golden_a_run_may_start_before_the_end_of_its_slot() {
         let wrong: Vec<u32> = ids[middle..].iter().rev().copied().collect();
         decoder.forward_cached(
             &[Run {
-                slot: 0,
+                blocks: &BLOCKS[0],
                 start: middle,
                 ids: &wrong,
             }],
@@ -236,13 +261,12 @@ fn golden_a_run_may_start_before_the_end_of_its_slot() {
         );
         let again = values(decoder.forward_cached(
             &[Run {
-                slot: 0,
+                blocks: &BLOCKS[0],
                 start: middle,
                 ids: &ids[middle..],
             }],
             &mut cache,
         ));
-        assert_eq!(cache.len(0), ids.len());
         assert_close(&case.name, &again, &whole, ACTIVATION);
     }
 }

@@ -1,16 +1,15 @@
 //! Causal attention inside packed segments, with grouped heads, a sliding window and a soft-cap.
 //!
-//! [`attention`] is for training (whole rows), [`cached_attention`] for decoding over a KV cache on the host.
+//! [`attention`] is for training (whole rows), [`PagedCache`] for decoding.
 
 #[cfg(feature = "cube")]
 mod block;
-mod cached;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cuda;
-mod decode;
 #[cfg(feature = "cube")]
 mod flash;
+mod paged;
 
 use std::sync::Arc;
 
@@ -20,8 +19,7 @@ use burn::tensor::{Bool, Tensor, TensorData, activation};
 use crate::device;
 use crate::fused;
 
-pub use cached::{CachedRun, Heads, cached_attention};
-pub use decode::{CachedPosition, decode_attention};
+pub use paged::{BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape};
 
 /// How scores are made and which keys are in reach.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -6,7 +6,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Bench, numbers};
 use crate::{
-    AdamW, Adapter, AttentionShape, CachedPosition, Dropout, LinearWeight, Moments, Nf4, Segments,
+    AdamW, Adapter, AttentionShape, Dropout, LinearWeight, Moments, Nf4, PagedCache, PagedRun,
+    PagedShape, Segments,
 };
 
 pub(super) fn rms_norm(bench: &mut Bench) {
@@ -214,11 +215,21 @@ pub(super) fn attention(bench: &mut Bench) {
     }
 }
 
-pub(super) fn decode_attention(bench: &mut Bench) {
-    let (sequences, capacity) = (3, 131);
-    let positions: Vec<CachedPosition> = [(0, 0), (2, 6), (1, 63), (2, 129), (0, 130)]
-        .map(|(sequence, position)| CachedPosition { sequence, position })
-        .into();
+pub(super) fn paged_attention(bench: &mut Bench) {
+    // Two texts that share their first block, a third one; blocks in no order.
+    let blocks: [&[u32]; 3] = [
+        &[5, 2, 9, 0, 11, 3, 7, 12, 1],
+        &[5, 4],
+        &[6, 10, 8, 13, 14, 15, 16, 17, 18],
+    ];
+    let runs = |block_size: usize| {
+        let run = |text: usize, start, tokens| PagedRun {
+            tokens,
+            start,
+            blocks: &blocks[text][..(start + tokens).div_ceil(block_size)],
+        };
+        [run(0, 0, 130), run(2, 0, 7), run(1, 16, 1), run(2, 7, 122)]
+    };
     let options = [(None, None), (Some(1), None), (Some(50), Some(2.0))];
     for (heads, kv_heads, size) in [(1, 1, 20), (4, 2, 32), (3, 1, 80), (8, 2, 128), (8, 1, 256)] {
         for (window, softcap) in options {
@@ -228,14 +239,28 @@ pub(super) fn decode_attention(bench: &mut Bench) {
                 softcap,
             };
             let attended = |device: Device, dtype| {
-                let cache = [sequences, capacity, kv_heads, size];
-                numbers(crate::decode_attention(
-                    bench.tensor(1, [positions.len(), heads, size], &device, dtype),
-                    bench.tensor(2, cache, &device, dtype),
-                    bench.tensor(3, cache, &device, dtype),
-                    &positions,
-                    shape,
-                ))
+                let paged = PagedShape {
+                    blocks: 19,
+                    block_size: 16,
+                    kv_heads,
+                    head_size: size,
+                };
+                let mut cache = PagedCache::new(paged, &device, dtype);
+                let [first, second, third, fourth] = runs(16);
+                let mut out = Vec::new();
+                // The last text goes on in a second step; a position of the second looks at the first one's block.
+                for (step, runs) in [vec![first, second, third], vec![fourth]]
+                    .into_iter()
+                    .enumerate()
+                {
+                    let tokens = runs.iter().map(|run| run.tokens).sum();
+                    let seed = 3 * step as u64;
+                    let rows =
+                        |seed, heads| bench.tensor(seed, [tokens, heads, size], &device, dtype);
+                    cache.write(rows(seed + 1, kv_heads), rows(seed + 2, kv_heads), &runs);
+                    out.extend(numbers(cache.attend(rows(seed + 3, heads), &runs, shape)));
+                }
+                out
             };
             let ours = attended(bench.device.clone(), bench.dtype);
             let exact = attended(Device::flex(), burn::tensor::DType::F32);

@@ -21,7 +21,7 @@ const OPERATIONS: &[(&str, Cases)] = &[
     ("nf4_linear", cases::nf4_linear),
     ("linear_cross_entropy", cases::linear_cross_entropy),
     ("attention", cases::attention),
-    ("decode_attention", cases::decode_attention),
+    ("paged_attention", cases::paged_attention),
     ("adamw_step", cases::adamw_step),
     ("squared_norm", cases::squared_norm),
 ];

@@ -1,12 +1,15 @@
-//! Decoding attention on a device: a cube serves one position and the query heads that share a kv head.
+//! Paged attention on a device: a cube serves one position and the query heads that share a kv head.
 //! Its planes take keys in turn, each with a running softmax of its own, and are merged at the end.
+
+use std::ops::Range;
 
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::{PagedRun, PagedShape};
 use crate::attention::AttentionShape;
 use crate::launch::{
-    addresses, buffer, contiguous, element, empty_like, grid, upload, vector_size,
+    addresses, buffer, contiguous, element, elementwise, empty_like, grid, upload, vector_size,
 };
 
 /// Planes of a cube, at most.
@@ -16,50 +19,133 @@ const SHARED_BYTES: usize = 16 << 10;
 /// Below every score; WGSL has no infinity.
 const LOWEST: f64 = -3e38;
 
-/// `ranges`: where in the rows of the cache, `[sequences · capacity]`, each position's keys begin and end.
-pub(super) fn attention(
+/// Writes the new positions of `runs`; the cache's own memory is changed.
+pub(super) fn write(
+    shape: PagedShape,
+    held: [&CubeTensor; 2],
+    new: [CubeTensor; 2],
+    runs: &[PagedRun],
+) {
+    let PagedShape {
+        block_size,
+        kv_heads,
+        head_size,
+        ..
+    } = shape;
+    // Of each new position, the place of its first head: its block's, and its own in it.
+    let place = |(run, position): (&PagedRun, usize)| {
+        let block = run.blocks[position / block_size] as usize;
+        (block * kv_heads * block_size + position % block_size) as u32
+    };
+    let positions = |run| positions_of(run).map(move |position| (run, position));
+    let places: Vec<u32> = runs.iter().flat_map(positions).map(place).collect();
+    if places.is_empty() {
+        return;
+    }
+    let places = upload(&new[0], &places);
+    for (held, new) in held.into_iter().zip(new) {
+        let new = contiguous(new);
+        let tensors = [held, &new];
+        let vector = vector_size(&tensors, &[head_size]);
+        let total = new.meta.num_elements() / vector;
+        let (count, units) = elementwise(&new.client, total);
+        // SAFETY: units past the last vector return; `places` were checked against the cache.
+        unsafe {
+            place_rows::launch_unchecked(
+                &new.client,
+                count,
+                units,
+                addresses(&tensors),
+                vector,
+                buffer(&new),
+                buffer(&places),
+                buffer(held),
+                total,
+                kv_heads,
+                block_size,
+                head_size / vector,
+                element(&new),
+            );
+        }
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn place_rows<F: Float, N: Size>(
+    new: &[Vector<F, N>],
+    places: &[u32],
+    held: &mut [Vector<F, N>],
+    total: usize,
+    kv_heads: usize,
+    block_size: usize,
+    width: usize,
+    #[define(F)] _type: ElemType,
+) {
+    if ABSOLUTE_POS >= total {
+        terminate!();
+    }
+    let (head, i) = (ABSOLUTE_POS / width, ABSOLUTE_POS % width);
+    let place = places[head / kv_heads] as usize + head % kv_heads * block_size;
+    held[place * width + i] = new[ABSOLUTE_POS];
+}
+
+fn positions_of(run: &PagedRun) -> Range<usize> {
+    run.start..run.start + run.tokens
+}
+
+pub(super) fn attend(
+    paged: PagedShape,
     q: CubeTensor,
-    keys: CubeTensor,
-    values: CubeTensor,
-    ranges: &[u32],
+    [keys, values]: [&CubeTensor; 2],
+    runs: &[PagedRun],
     shape: AttentionShape,
 ) -> CubeTensor {
+    let PagedShape {
+        block_size,
+        kv_heads,
+        head_size: size,
+        ..
+    } = paged;
     let q = contiguous(q);
-    let (keys, values) = match (strides(&keys), strides(&values)) {
-        (Some(keys_at), Some(values_at)) if keys_at == values_at => (keys, values),
-        _ => (contiguous(keys), contiguous(values)),
-    };
-    let [position_stride, head_stride] = strides(&keys).expect("contiguous at least");
-    let ranges = upload(&q, ranges);
-    let [_, _, kv_heads, _] = keys.meta.shape().dims();
-    let [count, heads, size] = q.meta.shape().dims();
+    // Of each new position: the first and the last key it sees, and where its text's blocks are listed.
+    let (mut rows, mut blocks) = (Vec::new(), Vec::new());
+    for run in runs {
+        for position in positions_of(run) {
+            let end = position + 1;
+            let first = shape.window.map_or(0, |window| end.saturating_sub(window));
+            rows.extend([first, end, blocks.len()].map(|number| number as u32));
+        }
+        blocks.extend(run.blocks);
+    }
+    let (rows, blocks) = (upload(&q, &rows), upload(&q, &blocks));
+    let [count, heads, _] = q.meta.shape().dims();
     let out = empty_like(&q);
     let group = heads / kv_heads;
     let lanes = q.client.properties().hardware.plane_size_max as usize;
     let planes = (SHARED_BYTES / (group * (size + 2) * size_of::<f32>())).clamp(1, PLANES);
     // A plane reads a key at once where the head is wide enough.
-    let tensors = [&q, &keys, &values];
-    let mut vector = vector_size(&tensors, &[size, position_stride, head_stride]);
+    let tensors = [&q, keys, values];
+    let mut vector = vector_size(&tensors, &[size]);
     while vector > 1 && vector * lanes > size {
         vector /= 2;
     }
-    // SAFETY: a cube serves one of `count · kv_heads`; `ranges` were checked against the cache.
+    // SAFETY: a cube serves one of `count · kv_heads`; the runs were checked against the cache.
     unsafe {
-        attend::launch_unchecked(
+        look::launch_unchecked(
             &q.client,
             grid(&q.client, count * kv_heads),
             CubeDim::new_1d((planes * lanes) as u32),
             addresses(&tensors),
             vector,
             buffer(&q),
-            buffer(&keys),
-            buffer(&values),
-            buffer(&ranges),
+            buffer(keys),
+            buffer(values),
+            buffer(&rows),
+            buffer(&blocks),
             buffer(&out),
             count * kv_heads,
             kv_heads,
-            position_stride / vector,
-            head_stride / vector,
+            block_size,
             shape.scale,
             shape.softcap.unwrap_or(1.0),
             Layout {
@@ -75,19 +161,6 @@ pub(super) fn attention(
     out
 }
 
-/// How far apart positions and heads of a cache lie, if its sequences follow each other without a gap. Padded rows, as
-/// CUDA tensors often have, need no copy then.
-fn strides(cache: &CubeTensor) -> Option<[usize; 2]> {
-    let [_, capacity, kv_heads, size] = cache.meta.shape().dims();
-    if cache.is_contiguous() {
-        return Some([kv_heads * size, size]);
-    }
-    match cache.meta.strides()[..] {
-        [sequence, position, head, 1] if sequence == capacity * position => Some([position, head]),
-        _ => None,
-    }
-}
-
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Layout {
@@ -101,16 +174,16 @@ struct Layout {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn attend<F: Float, N: Size>(
+fn look<F: Float, N: Size>(
     q: &[Vector<F, N>],
     keys: &[Vector<F, N>],
     values: &[Vector<F, N>],
-    ranges: &[u32],
+    rows: &[u32],
+    blocks: &[u32],
     out: &mut [Vector<F, N>],
     total: usize,
     kv_heads: usize,
-    position_stride: usize,
-    head_stride: usize,
+    block_size: usize,
     scale: f32,
     cap: f32,
     #[comptime] layout: Layout,
@@ -152,10 +225,12 @@ fn attend<F: Float, N: Size>(
         }
     }
 
-    let end = ranges[2 * row + 1] as usize;
-    let mut j = ranges[2 * row] as usize + PLANE_POS as usize;
+    let end = rows[3 * row + 1] as usize;
+    let listed = rows[3 * row + 2] as usize;
+    let mut j = rows[3 * row] as usize + PLANE_POS as usize;
     while j < end {
-        let start = j * position_stride + kv_head * head_stride;
+        let block = blocks[listed + j / block_size] as usize;
+        let start = ((block * kv_heads + kv_head) * block_size + j % block_size) * width;
         let mut key = Array::<Vector<f32, N>>::new(share);
         let mut value = Array::<Vector<f32, N>>::new(share);
         #[unroll]
