@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use generate::{
-    DraftSection, Engine, GenerateSection, RespondSection, TagRules, Variant, VerifyMethod,
-    VerifySection,
+    DraftSection, Engine, GenerateSection, OpenaiSection, RespondSection, TagRules, Variant,
+    VerifyMethod, VerifySection,
 };
 pub use model::{
     ColumnsSection, DataSection, Deduplicate, DefaultSystem, DeviceChoice, ExistingSystem,
-    ModelInit, ModelSection, MultiTurn, SystemRole,
+    HubDataset, ModelInit, ModelSection, MultiTurn, SystemRole,
 };
 pub use train::{
     ALL_LINEAR, AdapterExport, ExportDtype, ExportSection, LrScheduler, TrainMethod, TrainSection,

@@ -1,5 +1,5 @@
-//! What the phases ask of a language model. `local` answers with a model in this process; the tests
-//! answer from a script.
+//! What the phases ask of a language model. `local` answers with a model in this process,
+//! `openai` by an endpoint; the tests answer from a script.
 
 use std::ops::ControlFlow;
 
@@ -85,8 +85,12 @@ pub struct Judged {
 pub enum Outcome<T> {
     /// It was answered.
     Done(T),
-    /// The prompt fills the context: this many tokens.
+    /// The prompt fills the context: this many tokens, 0 if unknown.
     TooLong(usize),
+    /// The model will not answer it, now or later: why.
+    Refused(String),
+    /// It was not answered, and may be another time: why.
+    Failed(String),
 }
 
 /// Told of each outcome the moment it is known, with the request's index; `Break` ends the batch.

@@ -1,23 +1,27 @@
 //! The source data: files of many formats become rows for the phases. A row that cannot be read is
 //! counted by its reason with its line; it is never silently missing, and fatal only with `strict`.
 
+mod columnar;
 mod columns;
 mod container;
 mod counts;
 mod decontaminate;
 mod deduplicate;
 mod format;
+mod hub;
 mod table;
 mod turns;
 mod words;
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use anyhow::{Result, bail};
 use sysgen_core::config::{DataSection, ExistingSystem};
 use sysgen_core::hash::seed_from;
 use sysgen_core::record::Record;
+
+pub(crate) use hub::source_name;
+pub use hub::with_local_files;
 
 pub use counts::{FileCounts, Places, ReadCounts};
 pub use turns::{Row, Turn};
@@ -41,7 +45,7 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
     let mut ids = HashSet::new();
     for path in &data.path {
         let mut file = FileCounts {
-            file: file_name(path),
+            file: source_name(path),
             ..FileCounts::default()
         };
         container::for_each_entry(path, &mut |entry| {
@@ -159,13 +163,6 @@ pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
         .collect();
     counts.rows = rows.len();
     Ok(Input { rows, counts })
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(
-        || path.display().to_string(),
-        |name| name.to_string_lossy().into_owned(),
-    )
 }
 
 /// The first name no other row has: its own id, its place, its place with the folder. A data set may

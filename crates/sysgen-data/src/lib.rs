@@ -1,7 +1,7 @@
 //! The four phases of SysGen over a data set, resumable: `draft` a tagged system message, `filter` it,
 //! `verify` its phrases, `respond` under it. Reads many formats, writes `<output_dir>/data/`.
 //!
-//! How text becomes tokens is left to `sysgen-chat`, decoding to `sysgen-infer`; only `local` knows them.
+//! How text becomes tokens is left to `sysgen-chat`, decoding to `sysgen-infer`; only `local` knows them; `openai` knows an endpoint instead.
 
 pub mod input;
 
@@ -12,12 +12,15 @@ pub mod tag;
 pub mod verify;
 
 mod dataset;
+mod engine;
+pub mod environment;
 pub mod export;
 pub mod generator;
 mod local;
 mod log;
 pub mod manifest;
 pub mod open;
+mod openai;
 mod pipeline;
 mod progress;
 mod prompt;
@@ -26,8 +29,10 @@ pub mod stats;
 mod steps;
 mod summary;
 
-pub use local::{is_complete, merge, run, run_shard};
+pub use engine::{is_complete, merge, run, run_shard};
+pub use environment::Environment;
 pub use log::Phase;
+pub use openai::run_by_endpoint;
 pub use pipeline::{
     ModelIdentity, dataset_path, is_complete_with, merge_with, run_shard_with, run_with,
 };

@@ -16,47 +16,20 @@ use sysgen_model::{Decoder, Device, ModelConfig};
 use crate::generator::{
     Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores,
 };
-use crate::pipeline::{ModelIdentity, is_complete_with, merge_with, needs_model, run_shard_with};
+use crate::pipeline::{ModelIdentity, needs_model, run_shard_with};
 use crate::shard::Shard;
 use crate::summary::Summary;
 
 /// Generates the data of `[generate]` into `<output_dir>/data/` with the config's model on `device`.
 /// The model is loaded only when a row still needs it, and is gone when this returns.
-///
-/// # Errors
-/// Everything that `run_with` names, and a model directory that cannot be loaded.
-pub fn run(config: &RunConfig, device: &Device) -> Result<Summary> {
-    run_shard(config, device, Shard::WHOLE)
-}
-
-/// As `run`, for the rows of one shard.
-///
-/// # Errors
-/// As `run`.
-pub fn run_shard(config: &RunConfig, device: &Device, shard: Shard) -> Result<Summary> {
+pub(crate) fn run_by_model(config: &RunConfig, device: &Device, shard: Shard) -> Result<Summary> {
     let identity = identity(config)?;
     run_shard_with(config, &identity, shard, || {
         Ok(Box::new(Local::load(config, device)?))
     })
 }
 
-/// Writes the data set of a run whose shards are all done.
-///
-/// # Errors
-/// As `run`; and rows without answers.
-pub fn merge(config: &RunConfig) -> Result<Summary> {
-    merge_with(config, &identity(config)?)
-}
-
-/// Whether `<output_dir>/data/` holds the whole data set of this very config, data and model.
-///
-/// # Errors
-/// Source, prompt or model files that cannot be read.
-pub fn is_complete(config: &RunConfig) -> Result<bool> {
-    is_complete_with(config, &identity(config)?)
-}
-
-fn identity(config: &RunConfig) -> Result<ModelIdentity> {
+pub(crate) fn identity(config: &RunConfig) -> Result<ModelIdentity> {
     let Some(generate) = &config.generate else {
         return Ok(ModelIdentity::default());
     };
@@ -152,35 +125,36 @@ impl Local {
         let engine = Engine::new(&decoder, options).until(interrupt::requested);
         Ok(Local { chat, engine })
     }
+}
 
-    fn choice_step(&self, step: &LabelStep) -> Result<ChoiceStep> {
-        let mut forced = self.chat.encode_continuation(&step.forced);
-        let mut labels: Vec<Vec<u32>> = step
-            .labels
-            .iter()
-            .map(|label| self.chat.encode_continuation(label))
-            .collect();
-        // Some tokenizers write the space before a word as a token of its own: what all labels begin
-        // with tells none apart and is forced as well.
-        while let Some(first) = common_first(&labels) {
-            forced.push(first);
-            for label in &mut labels {
-                label.remove(0);
-            }
+/// A step as ids.
+fn choice_step(chat: &Chat, step: &LabelStep) -> Result<ChoiceStep> {
+    let mut forced = chat.encode_continuation(&step.forced);
+    let mut labels: Vec<Vec<u32>> = step
+        .labels
+        .iter()
+        .map(|label| chat.encode_continuation(label))
+        .collect();
+    // Some tokenizers write the space before a word as a token of its own: what all labels begin
+    // with tells none apart and is forced as well.
+    while let Some(first) = common_first(&labels) {
+        forced.push(first);
+        for label in &mut labels {
+            label.remove(0);
         }
-        let firsts: Vec<Option<&u32>> = labels.iter().map(|label| label.first()).collect();
-        let told_apart = firsts
-            .iter()
-            .enumerate()
-            .all(|(i, first)| first.is_some() && !firsts[..i].contains(first));
-        if !told_apart {
-            bail!(
-                "generate.verify.method = \"score\": this tokenizer does not tell {} apart by their first tokens; use \"generate\"",
-                step.labels.join(", ")
-            );
-        }
-        Ok(ChoiceStep { forced, labels })
     }
+    let firsts: Vec<Option<&u32>> = labels.iter().map(|label| label.first()).collect();
+    let told_apart = firsts
+        .iter()
+        .enumerate()
+        .all(|(i, first)| first.is_some() && !firsts[..i].contains(first));
+    if !told_apart {
+        bail!(
+            "generate.verify.method = \"score\": this tokenizer does not tell {} apart by their first tokens; use \"generate\"",
+            step.labels.join(", ")
+        );
+    }
+    Ok(ChoiceStep { forced, labels })
 }
 
 fn common_first(labels: &[Vec<u32>]) -> Option<u32> {
@@ -193,6 +167,7 @@ fn common_first(labels: &[Vec<u32>]) -> Option<u32> {
 
 impl Generator for Local {
     fn complete(&mut self, prompts: Vec<Prompt>, on_done: OnDone<'_, Reply>) -> Result<()> {
+        let chat = &self.chat;
         let requests: Vec<Request> = prompts
             .par_iter()
             .map(|prompt| {
@@ -204,9 +179,9 @@ impl Generator for Local {
                     ..sysgen_infer::Sampling::greedy(prompt.sampling.max_tokens)
                 };
                 Ok(Request::new(
-                    self.chat.prompt(&prompt.messages)?,
+                    chat.prompt(&prompt.messages)?,
                     sampling,
-                    self.chat.stop_ids().to_vec(),
+                    chat.stop_ids().to_vec(),
                 ))
             })
             .collect::<Result<_>>()?;
@@ -215,7 +190,6 @@ impl Generator for Local {
             .map(|request| request.prompt.len())
             .collect();
         let mut failure = None;
-        let chat = &self.chat;
         self.engine.generate(requests, &mut |i, result| {
             let reply = result.map(|answer| {
                 let completion = answer.into_first();
@@ -232,17 +206,24 @@ impl Generator for Local {
     }
 
     fn choose(&mut self, judgements: Vec<Judgement>, on_done: OnDone<'_, Judged>) -> Result<()> {
+        let chat = &self.chat;
+        // All judgements have the same few steps: their ids are made once.
+        let mut known: Vec<(&LabelStep, ChoiceStep)> = Vec::new();
+        for step in judgements.iter().flat_map(|judgement| &judgement.steps) {
+            if !known.iter().any(|(seen, _)| *seen == step) {
+                known.push((step, choice_step(chat, step)?));
+            }
+        }
+        let ids_of = |step: &LabelStep| {
+            let found = known.iter().find(|(seen, _)| *seen == step);
+            found.expect("every step was made").1.clone()
+        };
         let requests: Vec<ChoiceRequest> = judgements
             .par_iter()
             .map(|judgement| {
-                let steps = judgement
-                    .steps
-                    .iter()
-                    .map(|step| self.choice_step(step))
-                    .collect::<Result<_>>()?;
                 Ok(ChoiceRequest {
-                    prompt: self.chat.prompt(&judgement.messages)?,
-                    steps,
+                    prompt: chat.prompt(&judgement.messages)?,
+                    steps: judgement.steps.iter().map(ids_of).collect(),
                 })
             })
             .collect::<Result<_>>()?;

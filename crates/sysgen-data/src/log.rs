@@ -16,6 +16,7 @@ use sysgen_core::files::write_atomically;
 use sysgen_core::hash::hash_file;
 
 use crate::generator::{Judged, Reply};
+use crate::input::source_name;
 use crate::shard::Shard;
 
 /// Raised when outcomes of older versions can no longer be used.
@@ -54,6 +55,8 @@ pub(crate) enum Answer {
     Judged(Judged),
     /// The prompt of so many tokens filled the context.
     TooLong(usize),
+    /// The model will not answer it: why.
+    Refused(String),
 }
 
 /// One line of the log.
@@ -79,10 +82,7 @@ pub(crate) fn data_key(config: &RunConfig) -> Result<Key> {
     key.insert("log format".to_string(), LOG_FORMAT.to_string());
     // Row ids hold file names and not folders, so a data set may move.
     for (i, path) in config.data.path.iter().enumerate() {
-        let name = path
-            .file_name()
-            .unwrap_or(path.as_os_str())
-            .to_string_lossy();
+        let name = source_name(path);
         let hash = hash_file(path).context("data.path")?;
         key.insert(format!("data.path {} ({name})", i + 1), hash);
     }

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use sysgen_core::files::write_atomically;
 use sysgen_core::{RunConfig, interrupt, tell};
-use sysgen_data::{Shard, Summary};
+use sysgen_data::{Environment, Shard, Summary};
 use sysgen_model::{catch_out_of_memory, doing};
 use tracing_subscriber::EnvFilter;
 
@@ -114,7 +114,9 @@ fn main() -> ExitCode {
         }
         (Some(Command::Merge(run)), _) => {
             start_log(run.level());
-            start(run, sysgen_data::merge)
+            start(run, |config| {
+                sysgen_data::merge(config, &Environment::of_process())
+            })
         }
         (Some(Command::Stats(arguments)), _) => {
             start_log("info");
@@ -175,7 +177,7 @@ fn generate(config: &RunConfig, shard: Option<ShardChoice>) -> Result<Summary> {
     };
     let device = sysgen_model::device(&config.device.to_string())?;
     doing("generating");
-    sysgen_data::run_shard(config, &device, shard)
+    sysgen_data::run_shard(config, &device, shard, &Environment::of_process())
 }
 
 fn start(arguments: &RunArguments, work: impl FnOnce(&RunConfig) -> Result<Summary>) -> Result<()> {

@@ -351,8 +351,9 @@ impl Session<'_> {
         let expected = waiting.iter().map(|row| self.answers_to_come(row)).sum();
         let mut progress = Progress::new(rows.len(), done, expected);
         let mut outcome = Ok(());
+        let mut unanswered = BTreeMap::new();
         for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {
-            outcome = self.go_through(chunk, generator.as_mut(), &mut progress);
+            outcome = self.go_through(chunk, generator.as_mut(), &mut progress, &mut unanswered);
             if let Some(log) = &self.log {
                 log.sync()?;
             }
@@ -362,7 +363,14 @@ impl Session<'_> {
         }
         progress.finish();
         (summary.tokens, summary.seconds) = progress.totals();
-        outcome
+        outcome?;
+        if let Some((row, reason)) = unanswered.first_key_value() {
+            bail!(
+                "{} rows were not answered, {row} because of: {reason}; all others are kept, run the same command again to ask for these once more",
+                unanswered.len()
+            );
+        }
+        Ok(())
     }
 
     /// About how many answers a waiting row still needs: a draft, a judgement, and one per turn.
@@ -378,11 +386,13 @@ impl Session<'_> {
     }
 
     /// Takes the rows of one chunk through all they need, wave by wave; stops early when interrupted.
+    /// `unanswered` gets the rows that the model did not answer this time, with the reason.
     fn go_through(
         &mut self,
         chunk: &[&Row],
         generator: &mut dyn Generator,
         progress: &mut Progress,
+        unanswered: &mut BTreeMap<String, String>,
     ) -> Result<()> {
         let mut waiting = chunk.to_vec();
         while !interrupt::requested() {
@@ -393,6 +403,9 @@ impl Session<'_> {
             let before = waiting.len();
             let mut still_waiting = Vec::with_capacity(before);
             for row in waiting {
+                if unanswered.contains_key(&row.id) {
+                    continue;
+                }
                 let Step::Ask(ask) = self.next(row)? else {
                     continue;
                 };
@@ -423,8 +436,15 @@ impl Session<'_> {
             let mut heard = 0;
             let mut failure = None;
             let log = self.log.as_mut().expect("a log is open");
-            let mut note = |place: &Place, answer: Answer, tokens: usize| {
+            let mut note = |place: &Place, answer: Result<Answer, String>, tokens: usize| {
                 heard += 1;
+                let answer = match answer {
+                    Ok(answer) => answer,
+                    Err(reason) => {
+                        unanswered.insert(place.row.to_string(), reason);
+                        return ControlFlow::Continue(());
+                    }
+                };
                 progress.answer(tokens);
                 if let Err(error) = log.append(&place.entry(answer)) {
                     failure = Some(error);
@@ -437,21 +457,21 @@ impl Session<'_> {
                 }
             };
             if !prompts.is_empty() {
-                generator.complete(prompts, &mut |i, outcome| match outcome {
-                    Outcome::Done(reply) => {
-                        let tokens = reply.prompt_tokens + reply.reply_tokens;
-                        note(&writes[i], Answer::Reply(reply), tokens)
-                    }
-                    Outcome::TooLong(tokens) => note(&writes[i], Answer::TooLong(tokens), 0),
+                generator.complete(prompts, &mut |i, outcome| {
+                    let tokens = match &outcome {
+                        Outcome::Done(reply) => reply.prompt_tokens + reply.reply_tokens,
+                        _ => 0,
+                    };
+                    note(&writes[i], answer_of(outcome, Answer::Reply), tokens)
                 })?;
             }
             if !judgements.is_empty() && !interrupt::requested() {
-                generator.choose(judgements, &mut |i, outcome| match outcome {
-                    Outcome::Done(judged) => {
-                        let tokens = judged.prompt_tokens;
-                        note(&choices[i], Answer::Judged(judged), tokens)
-                    }
-                    Outcome::TooLong(tokens) => note(&choices[i], Answer::TooLong(tokens), 0),
+                generator.choose(judgements, &mut |i, outcome| {
+                    let tokens = match &outcome {
+                        Outcome::Done(judged) => judged.prompt_tokens,
+                        _ => 0,
+                    };
+                    note(&choices[i], answer_of(outcome, Answer::Judged), tokens)
                 })?;
             }
             if let Some(failure) = failure {
@@ -507,6 +527,16 @@ impl Session<'_> {
     }
 }
 
+/// What goes into the log; the reason when nothing does.
+fn answer_of<T>(outcome: Outcome<T>, done: fn(T) -> Answer) -> Result<Answer, String> {
+    match outcome {
+        Outcome::Done(value) => Ok(done(value)),
+        Outcome::TooLong(tokens) => Ok(Answer::TooLong(tokens)),
+        Outcome::Refused(reason) => Ok(Answer::Refused(reason)),
+        Outcome::Failed(reason) => Err(reason),
+    }
+}
+
 /// Which request an outcome belongs to.
 struct Place<'a> {
     row: &'a str,
@@ -534,7 +564,7 @@ fn count_tokens(answers: &Answers, counts: &mut BTreeMap<Phase, TokenCounts>) {
                 counts.written += reply.reply_tokens;
             }
             Answer::Judged(judged) => counts.read += judged.prompt_tokens,
-            Answer::TooLong(_) => {}
+            Answer::TooLong(_) | Answer::Refused(_) => {}
         }
     }
 }

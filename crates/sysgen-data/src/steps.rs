@@ -81,6 +81,7 @@ pub(crate) struct Drafted {
 
 /// Reasons for leaving a row out.
 pub(crate) const TOO_LONG: &str = "longer than the context";
+pub(crate) const REFUSED: &str = "refused by the endpoint";
 pub(crate) const NOTHING_USABLE: &str = "no usable phrase in any draft";
 pub(crate) const NOTHING_GOOD: &str = "no phrase judged good";
 pub(crate) const EMPTY_ANSWER: &str = "empty answer";
@@ -150,6 +151,7 @@ impl Plan {
                 let reply = match answers.get(&(Phase::Respond, turn)) {
                     Some(Answer::Reply(reply)) => reply,
                     Some(Answer::TooLong(_)) => return dropped(Phase::Respond, TOO_LONG),
+                    Some(Answer::Refused(_)) => return dropped(Phase::Respond, REFUSED),
                     Some(Answer::Judged(_)) | None => {
                         return Step::Ask(Ask::Respond {
                             turn,
@@ -181,6 +183,7 @@ impl Plan {
             let reply = match answers.get(&(Phase::Draft, attempt)) {
                 Some(Answer::Reply(reply)) => reply,
                 Some(Answer::TooLong(_)) => return Err(dropped(Phase::Draft, TOO_LONG)),
+                Some(Answer::Refused(_)) => return Err(dropped(Phase::Draft, REFUSED)),
                 Some(Answer::Judged(_)) | None => return Err(Step::Ask(Ask::Draft { attempt })),
             };
             let phrases = filter(&reply.text, self.generate.tags).phrases;
@@ -201,6 +204,7 @@ impl Plan {
             Some(Answer::Judged(judged)) => verify::from_scores(&judged.scores),
             Some(Answer::Reply(reply)) => verify::from_text(&reply.text),
             Some(Answer::TooLong(_)) => return Err(dropped(Phase::Verify, TOO_LONG)),
+            Some(Answer::Refused(_)) => return Err(dropped(Phase::Verify, REFUSED)),
             None => return Err(Step::Ask(Ask::Judge(Box::new(drafted)))),
         };
         for tag in Tag::CANONICAL {
@@ -323,7 +327,7 @@ pub(crate) fn replies(answers: &Answers, phase: Phase) -> impl Iterator<Item = &
         .filter(move |((of, _), _)| *of == phase)
         .filter_map(|(_, answer)| match answer {
             Answer::Reply(reply) => Some(reply),
-            Answer::Judged(_) | Answer::TooLong(_) => None,
+            Answer::Judged(_) | Answer::TooLong(_) | Answer::Refused(_) => None,
         })
 }
 

@@ -44,7 +44,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     if config.generate.is_some() {
         // The teacher is gone when this returns: the student never shares the device with it.
         doing("generating");
-        let generated = sysgen_data::run(config, &device)?;
+        let generated = sysgen_data::run(config, &device, &sysgen_data::Environment::of_process())?;
         if generated.interrupted {
             tell(format_args!(
                 "stopped; every finished row is kept. Run the same command again to go on from there."

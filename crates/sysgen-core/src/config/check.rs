@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 
 use super::origin::{Origins, key_and_section};
 use super::{
-    ALL_LINEAR, AdapterExport, DataSection, GenerateSection, RunConfig, TrainSection, Variant,
-    VerifyMethod,
+    ALL_LINEAR, AdapterExport, DataSection, Engine, GenerateSection, HubDataset, RunConfig,
+    TrainSection, Variant, VerifyMethod,
 };
 
 /// A file repeated more often than this in one epoch is a slip of the pen.
@@ -29,12 +29,20 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
         config.output_dir.display(),
         "must be a folder, and this is a file",
     )?;
-    given.required(
-        &config.model.path,
-        "model.path",
-        "the model's folder, path = \"…\"",
-    )?;
-    given.model(&config.model.path, "model.path")?;
+    // An endpoint has its model; a run that only generates by it needs none here.
+    let by_endpoint = config
+        .generate
+        .as_ref()
+        .is_some_and(|generate| generate.engine == Engine::Openai);
+    let only_generates = config.train.is_none() && config.export.is_none();
+    if !(by_endpoint && only_generates && config.model.path.as_os_str().is_empty()) {
+        given.required(
+            &config.model.path,
+            "model.path",
+            "the model's folder, path = \"…\"",
+        )?;
+        given.model(&config.model.path, "model.path")?;
+    }
 
     if config.generate.is_none() && config.train.is_none() && config.export.is_none() {
         bail!(
@@ -51,7 +59,16 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
             )?;
         }
         for path in &config.data.path {
-            given.file(path, "data.path")?;
+            if HubDataset::named_by(path).is_none() {
+                given.file(path, "data.path")?;
+            } else if config.generate.is_none() {
+                given.check(
+                    false,
+                    "data.path",
+                    quoted(path),
+                    "is no file, and data sets of the Hub are read by [generate] only",
+                )?;
+            }
         }
         check_data(&config.data, &given)?;
     }
@@ -151,8 +168,10 @@ fn check_weights(config: &RunConfig, given: &Given) -> Result<()> {
 }
 
 fn check_generate(generate: &GenerateSection, given: &Given) -> Result<()> {
-    if !generate.model.as_os_str().is_empty() {
-        given.model(&generate.model, "generate.model")?;
+    match generate.engine {
+        Engine::Local if generate.model.as_os_str().is_empty() => {}
+        Engine::Local => given.model(&generate.model, "generate.model")?,
+        Engine::Openai => check_endpoint(generate, given)?,
     }
     given.at_least(generate.batch_size, 1, "generate.batch_size")?;
     given.at_least(generate.max_length, 2, "generate.max_length")?;
@@ -251,6 +270,45 @@ fn check_adapter(train: &TrainSection, given: &Given) -> Result<()> {
         quoted(adapter),
         "has no adapter_config.json; give the folder of an adapter in PEFT's format",
     )
+}
+
+fn check_endpoint(generate: &GenerateSection, given: &Given) -> Result<()> {
+    let endpoint = &generate.openai;
+    given.required(
+        Path::new(&endpoint.model),
+        "generate.openai.model",
+        "the name the endpoint knows the model by, model = \"…\"",
+    )?;
+    let url = &endpoint.base_url;
+    given.check(
+        url.is_empty() || url.starts_with("http://") || url.starts_with("https://"),
+        "generate.openai.base_url",
+        format_args!("{url:?}"),
+        "must begin with http:// or https://",
+    )?;
+    given.check(
+        generate.variant == Variant::NoSystem
+            || generate.variant == Variant::CommonSystem
+            || generate.verify.method == VerifyMethod::Generate,
+        "generate.verify.method",
+        "\"score\"",
+        "cannot go with engine = \"openai\": an endpoint gives no probabilities of words it has not chosen; set method = \"generate\"",
+    )?;
+    for (value, key) in [
+        (
+            endpoint.max_parallel_requests,
+            "generate.openai.max_parallel_requests",
+        ),
+        (endpoint.timeout_seconds, "generate.openai.timeout_seconds"),
+        (
+            endpoint.connect_timeout_seconds,
+            "generate.openai.connect_timeout_seconds",
+        ),
+        (endpoint.max_failures, "generate.openai.max_failures"),
+    ] {
+        given.at_least(value, 1, key)?;
+    }
+    Ok(())
 }
 
 fn check_train(train: &TrainSection, given: &Given) -> Result<()> {

@@ -32,6 +32,8 @@ pub struct GenerateSection {
     pub verify: VerifySection,
     /// Phase 4: the answer is written again.
     pub respond: RespondSection,
+    /// The endpoint of `engine = "openai"`.
+    pub openai: OpenaiSection,
 }
 
 impl Default for GenerateSection {
@@ -49,6 +51,7 @@ impl Default for GenerateSection {
             draft: DraftSection::default(),
             verify: VerifySection::default(),
             respond: RespondSection::default(),
+            openai: OpenaiSection::default(),
         }
     }
 }
@@ -60,6 +63,46 @@ pub enum Engine {
     /// This process, from safetensors.
     #[default]
     Local,
+    /// An endpoint that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, a hosted one.
+    Openai,
+}
+
+/// `[generate.openai]`: the endpoint of `engine = "openai"`. The key is `OPENAI_API_KEY`'s.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OpenaiSection {
+    /// The address before `/chat/completions`; default empty, which is `OPENAI_BASE_URL`, or else OpenAI's.
+    pub base_url: String,
+    /// The name the endpoint knows the model by; required.
+    pub model: String,
+    /// Requests under way at the same time; default 32.
+    pub max_parallel_requests: usize,
+    /// Requests begun in a minute, 0 for no limit; default 0.
+    pub requests_per_minute: usize,
+    /// Longest wait for a connection; default 10.
+    pub connect_timeout_seconds: usize,
+    /// Longest wait for an answer; default 600.
+    pub timeout_seconds: usize,
+    /// How often a request is sent again after status 429 or 5xx, a cut connection or an answer that is no
+    /// JSON; default 6.
+    pub max_retries: usize,
+    /// So many requests in a row that come to nothing, retries included, stop the run; default 10.
+    pub max_failures: usize,
+}
+
+impl Default for OpenaiSection {
+    fn default() -> OpenaiSection {
+        OpenaiSection {
+            base_url: String::new(),
+            model: String::new(),
+            max_parallel_requests: 32,
+            requests_per_minute: 0,
+            connect_timeout_seconds: 10,
+            timeout_seconds: 600,
+            max_retries: 6,
+            max_failures: 10,
+        }
+    }
 }
 
 /// The data variants of the paper's ablations.

@@ -1,7 +1,7 @@
 //! `[model]`, `[data]` and the device: what a run starts from.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -116,12 +116,19 @@ pub enum DefaultSystem {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSection {
-    /// One file or a list of files; required by `[generate]`, and by `[train]` without it.
+    /// One file or Hub data set or a list of them; required by `[generate]`, and by `[train]` without it.
+    /// A data set of the Hugging Face Hub is `owner/name`, or `hf://datasets/owner/name/<file>` for one file.
     #[serde(deserialize_with = "one_or_many", serialize_with = "write_one_or_many")]
     pub path: Vec<PathBuf>,
     /// How often `[train]` sees the rows of each file of `path` in an epoch: 2 is twice, 0.5 every other epoch; default
     /// empty, every row once.
     pub weights: Vec<f64>,
+    /// Hub data sets: the subset (a folder such as `main`); default empty, which is the only one.
+    pub subset: String,
+    /// Hub data sets: the split; default `train`.
+    pub split: String,
+    /// Hub data sets: the branch, tag or commit; default `main`.
+    pub revision: String,
     /// How many rows are read, 0 for all; default 0.
     pub limit: usize,
     /// Whether rows are shuffled by the run's seed before `limit` is applied; default false.
@@ -152,6 +159,9 @@ impl Default for DataSection {
         DataSection {
             path: Vec::new(),
             weights: Vec::new(),
+            subset: String::new(),
+            split: "train".to_string(),
+            revision: "main".to_string(),
             limit: 0,
             shuffle: false,
             strict: false,
@@ -163,6 +173,48 @@ impl Default for DataSection {
             decontaminate_ngram: 13,
             columns: ColumnsSection::default(),
         }
+    }
+}
+
+/// A data set of the Hugging Face Hub, as `data.path` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubDataset {
+    /// `owner/name`.
+    pub id: String,
+    /// One file of it; none is all files of the subset and the split.
+    pub file: Option<String>,
+}
+
+impl HubDataset {
+    /// What `path` names, when that is no local file but `owner/name` or `hf://datasets/owner/name/<file>`.
+    pub fn named_by(path: &Path) -> Option<HubDataset> {
+        const FILES: [&str; 7] = ["jsonl", "json", "csv", "tsv", "parquet", "gz", "txt"];
+        let text = path.to_str()?;
+        let (rest, is_address) = match text.strip_prefix("hf://datasets/") {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let mut parts = rest.splitn(3, '/');
+        let (owner, name, file) = (parts.next()?, parts.next()?, parts.next());
+        let is_word = |word: &str| {
+            word.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && word
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        };
+        let is_file = FILES
+            .iter()
+            .any(|ending| name.ends_with(&format!(".{ending}")));
+        if !is_word(owner)
+            || !is_word(name)
+            || (!is_address && (file.is_some() || is_file || path.exists()))
+        {
+            return None;
+        }
+        Some(HubDataset {
+            id: format!("{owner}/{name}"),
+            file: file.filter(|file| !file.is_empty()).map(str::to_string),
+        })
     }
 }
 

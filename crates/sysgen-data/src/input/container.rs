@@ -1,16 +1,16 @@
-//! From a file to its JSON values: JSON lines, a JSON array, an object of objects, or a table, plain or
-//! gzipped. What a value means is left to `format`.
+//! From a file to its JSON values: JSON lines, a JSON array, an object of objects, a table (these plain
+//! or gzipped), or parquet. What a value means is left to `format`.
 
 use std::fmt;
 use std::io::{BufRead, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use sysgen_core::jsonl::open_text;
 
-use crate::input::table;
+use crate::input::{columnar, table};
 
 /// One entry of a file: its JSON value, or why its line is none.
 pub(crate) struct Entry {
@@ -39,6 +39,7 @@ pub(crate) fn for_each_entry(
     }
     match container_of(path)? {
         Container::Empty => Ok(()),
+        Container::Parquet => columnar::for_each_row(path, visit),
         Container::Lines => {
             let mut reader = skip_byte_order_mark(open_text(path)?).with_context(reading)?;
             for_each_line(&mut reader, visit).with_context(reading)
@@ -66,6 +67,7 @@ pub(crate) fn for_each_entry(
 
 enum Container {
     Empty,
+    Parquet,
     Lines,
     Document,
 }
@@ -74,14 +76,10 @@ enum Container {
 /// line or holds only objects (`{"0": {…}, "1": {…}}`).
 fn container_of(path: &Path) -> Result<Container> {
     let reading = || format!("reading {}", path.display());
-    let mut reader = skip_byte_order_mark(open_text(path)?).with_context(reading)?;
-    let magic = reader.fill_buf().with_context(reading)?;
-    if magic.starts_with(b"PAR1") {
-        bail!(
-            "{} is a parquet file, which is not read; convert it to JSON lines",
-            path.display()
-        );
+    if columnar::is_parquet(path) {
+        return Ok(Container::Parquet);
     }
+    let mut reader = skip_byte_order_mark(open_text(path)?).with_context(reading)?;
     let Some(first) = next_line(&mut reader).with_context(reading)? else {
         return Ok(Container::Empty);
     };

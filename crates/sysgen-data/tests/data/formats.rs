@@ -457,3 +457,48 @@ fn duplicates_and_contaminated_rows_are_counted_in_source_order() {
     assert_eq!(counts.duplicates.first, ["r.jsonl:3"]);
     assert_eq!((counts.beyond_limit, counts.used), (1, 1));
 }
+
+/// Files that pyarrow wrote (`files/make.py`), in every compression it has.
+#[test]
+fn parquet_files_are_read_in_every_compression() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files");
+    let read = |name: &str| {
+        let data = DataSection {
+            path: vec![folder.join(name)],
+            ..DataSection::default()
+        };
+        read_records(&data).unwrap()
+    };
+    for compression in ["none", "snappy", "gzip", "brotli", "lz4", "zstd"] {
+        let name = format!("pairs-{compression}.parquet");
+        let (records, counts) = read(&name);
+        let answers: Vec<(usize, &str)> = records
+            .iter()
+            .map(|record| (record.line, record.messages[1].content.as_str()))
+            .collect();
+        assert_eq!(answers, [(1, "A"), (2, "B"), (4, "D"), (5, "E")], "{name}");
+        assert_eq!(records[3].messages[0].content, "Question 4, ünïcode?");
+        let places = &counts.unreadable["a question without an answer"];
+        assert_eq!(places.first, [format!("{name}:3")]);
+    }
+    let (records, counts) = read("messages.parquet");
+    assert_eq!(records[0].id, "x");
+    assert_eq!(
+        records[0].messages,
+        [
+            Message::system("S"),
+            Message::user("Q"),
+            Message::assistant("A")
+        ]
+    );
+    assert_eq!((records.len(), counts.unreadable["no turns"].count), (2, 1));
+
+    // Cut off, the file has no table of contents any more.
+    let whole = std::fs::read(folder.join("messages.parquet")).unwrap();
+    let (_folder, cut) = data(&[("cut.parquet", &whole[..whole.len() / 2])]);
+    let error = format!("{:#}", read_records(&cut).unwrap_err());
+    assert!(
+        error.contains("cut.parquet: the parquet file cannot be read"),
+        "{error}"
+    );
+}

@@ -2,12 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod damage;
+mod endpoint;
 mod export;
 mod external;
 mod formats;
 mod golden;
+mod hub;
 mod phases;
 mod resume;
 mod scripted;
+mod server;
 mod shards;
+mod sources;
 mod stats;
