@@ -10,6 +10,24 @@ pub fn peak_rss_mib() -> Option<u64> {
     Some(kib.div_ceil(1024))
 }
 
+/// Seconds since this process was started; `None` where the system does not tell (all but Linux).
+pub fn process_seconds() -> Option<f64> {
+    /// `USER_HZ`, which Linux has fixed for all programs (`man 5 proc`).
+    const TICKS: f64 = 100.0;
+    let status = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in brackets may hold anything; the start is the twentieth number after it.
+    let start: f64 = status
+        .rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()?;
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let uptime: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    Some((uptime - start / TICKS).max(0.0))
+}
+
 /// The middle one of these numbers, the upper of two; NaN of none.
 pub fn median(numbers: &[f64]) -> f64 {
     let mut sorted = numbers.to_vec();
@@ -43,7 +61,8 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_process_has_memory() {
+    fn a_process_has_memory_and_an_age() {
         assert!(peak_rss_mib().is_some_and(|mib| mib > 0));
+        assert!(process_seconds().is_some_and(|seconds| (0.0..3600.0).contains(&seconds)));
     }
 }

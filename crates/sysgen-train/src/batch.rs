@@ -19,6 +19,8 @@ pub struct Batch {
     pub token_count: usize,
     /// The rows in it, by name.
     pub row_ids: Vec<String>,
+    /// How many of the targets belong to each of them.
+    pub row_targets: Vec<usize>,
 }
 
 impl Batch {
@@ -37,6 +39,7 @@ impl Batch {
         };
         let (mut predict_at, mut targets, mut row_ids) = (Vec::new(), Vec::new(), Vec::new());
         let mut token_count = 0;
+        let mut row_targets = Vec::new();
         for (row, members) in rows.iter().enumerate() {
             let mut cell = row * time;
             for (segment, &member) in members.iter().enumerate() {
@@ -52,6 +55,7 @@ impl Batch {
                     }
                     cell += 1;
                 }
+                row_targets.push(targets.len() - row_targets.iter().sum::<usize>());
                 token_count += example.ids.len();
                 row_ids.push(example.id.clone());
             }
@@ -62,6 +66,7 @@ impl Batch {
             targets,
             token_count,
             row_ids,
+            row_targets,
         }
     }
 }
@@ -95,6 +100,7 @@ mod tests {
         assert_eq!(batch.targets, [11, 12, 21, 31]);
         assert_eq!(batch.token_count, 7);
         assert_eq!(batch.row_ids, ["a", "b", "c"]);
+        assert_eq!(batch.row_targets, [2, 1, 1]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use sysgen_ops::{AdamW, Moments};
 use crate::identity::Identity;
 use crate::optim::{Optimizer, State};
 use crate::trainer::Trainer;
+use crate::watch::Best;
 
 const STATE_FILE: &str = "trainer_state.json";
 const MOMENTS_FILE: &str = "optimizer.safetensors";
@@ -40,6 +41,12 @@ pub struct Progress {
     pub nonfinite_steps: usize,
     /// Seconds spent in steps.
     pub seconds: f64,
+    /// The best evaluation so far.
+    #[serde(default)]
+    pub best: Best,
+    /// The run ended here because its evaluations no longer got better.
+    #[serde(default)]
+    pub stopped_early: bool,
 }
 
 /// `trainer_state.json`.
@@ -116,7 +123,7 @@ pub fn save(
         })
     })
     .with_context(|| format!("saving {}", path.display()))?;
-    remove_oldest(output_dir, keep)?;
+    remove_oldest(output_dir, keep, progress.best.step)?;
     Ok(path)
 }
 
@@ -222,12 +229,15 @@ fn file_sizes(dir: &Path) -> Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-fn remove_oldest(output_dir: &Path, keep: usize) -> Result<()> {
+/// The checkpoint of the best evaluation stays beyond the limit.
+fn remove_oldest(output_dir: &Path, keep: usize, best: usize) -> Result<()> {
     if keep == 0 {
         return Ok(());
     }
     let complete = find(output_dir)?.complete;
-    for old in &complete[..complete.len().saturating_sub(keep)] {
+    let beyond = complete.len().saturating_sub(keep);
+    let old = complete[..beyond].iter();
+    for old in old.filter(|old| best == 0 || old.state.progress.step != best) {
         // Without its state a half-removed checkpoint counts as incomplete.
         std::fs::remove_file(old.path.join(STATE_FILE))?;
         std::fs::remove_dir_all(&old.path)

@@ -214,6 +214,7 @@ impl Reference {
             }
         }
         Ok(Batch {
+            row_targets: vec![targets.len()],
             token_count: tokens
                 .segments
                 .iter()

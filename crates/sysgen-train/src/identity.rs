@@ -18,7 +18,13 @@ use crate::method;
 pub type Identity = BTreeMap<String, String>;
 
 /// Keys of `[train]` that do not change what is computed.
-const NEUTRAL: [&str; 7] = [
+const NEUTRAL: [&str; 13] = [
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "obedience_probe",
+    "report_to",
     "gradient_checkpointing",
     "save_steps",
     "save_total_limit",

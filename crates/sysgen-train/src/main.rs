@@ -13,8 +13,10 @@ mod merge;
 mod parity;
 mod pipeline;
 mod plan_command;
+mod probe;
 mod samples;
 mod summary;
+mod trace;
 mod workload;
 
 use std::io::IsTerminal;
@@ -70,6 +72,8 @@ struct Arguments {
 enum Command {
     /// Shows rows with what is learnt in colour, and what would make training go wrong; trains nothing.
     Check(CheckArguments),
+    /// Shows the rows of a step, or the steps of a row, with their losses.
+    Trace(trace::TraceArguments),
     /// Says what a run needs: memory part by part, tokens, steps, hours, and what fits where; trains nothing.
     Plan(plan_command::PlanArguments),
     /// Writes the newest checkpoint, or the model itself where nothing was trained, as a Hugging Face folder.
@@ -142,6 +146,11 @@ fn main() -> ExitCode {
         (Some(Command::Check(CheckArguments { run, html })), _) => {
             let check = move |config: &RunConfig| pipeline::check(config, html.as_deref());
             (Box::new(check) as Work, run)
+        }
+        (Some(Command::Trace(arguments)), _) => {
+            let run = arguments.run.clone();
+            let trace = move |config: &RunConfig| trace::trace(config, &arguments);
+            (Box::new(trace) as Work, run)
         }
         (Some(Command::Plan(arguments)), _) => {
             let run = arguments.run.clone();

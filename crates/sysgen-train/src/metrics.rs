@@ -28,6 +28,9 @@ pub struct Line {
     /// Tokens learnt in this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub supervised_tokens: Option<usize>,
+    /// Learnt tokens of this step by all of its tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub supervised_share: Option<f64>,
     /// Tokens of this step by its seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
@@ -36,9 +39,21 @@ pub struct Line {
     /// Mean loss of the held-out rows after this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
+    /// Share of the fixed system messages that the model obeyed after this step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub obedience: Option<f64>,
+    /// Set when the loss is far above those before it: the rows of the step with the highest losses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spike_rows: Option<Vec<String>>,
     /// Set when the step was skipped: the rows in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped_rows: Option<Vec<String>>,
+}
+
+/// What the lines of every file of steps have.
+#[derive(Deserialize)]
+struct Numbered {
+    step: usize,
 }
 
 /// Drops lines after `step` (all of them for None), and whatever an interrupted write left at the end of the file.
@@ -52,7 +67,7 @@ pub fn keep_until(path: &Path, step: Option<usize>) -> Result<()> {
     let mut kept = Vec::new();
     for line in read_lines(path)? {
         let (_, text) = line?;
-        if serde_json::from_str::<Line>(&text).is_ok_and(|line| Some(line.step) <= step) {
+        if serde_json::from_str::<Numbered>(&text).is_ok_and(|line| Some(line.step) <= step) {
             kept.push(text);
         }
     }

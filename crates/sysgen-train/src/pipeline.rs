@@ -15,9 +15,11 @@ use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::export::Export;
 use sysgen_train::identity::identity;
 use sysgen_train::method;
-use sysgen_train::run::{Outcome, Run, checkpoint_to_resume, held_out_batches};
+use sysgen_train::rows::Row;
+use sysgen_train::run::{Observed, Outcome, Run, checkpoint_to_resume, held_out_batches};
 
 use crate::data::{self, Data};
+use crate::probe;
 use crate::samples;
 use crate::summary::{self, Summary};
 
@@ -81,6 +83,9 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
         summary.export = Some(export_model(config, &device)?);
     }
     write_config(config)?;
+    if config.train.is_some() {
+        summary.report(config)?;
+    }
     summary.save(config)?;
     tell(summary.to_text());
     Ok(())
@@ -144,6 +149,9 @@ fn train(
         &data.held_out.examples,
     )?;
     let held_out = held_out_batches(&data.held_out.examples, train, data.chat.pad_id());
+    let asked = &data.rows.held_out[..train.samples.min(data.rows.held_out.len())];
+    let observe =
+        |decoder: &Decoder, step: usize| observe(config, train, data, asked, decoder, step);
     let run = Run {
         config,
         train,
@@ -151,6 +159,7 @@ fn train(
         examples: &data.train.examples,
         held_out: &held_out,
         identity: &identity,
+        observe: Some(&observe),
     };
     let mut order = run.order();
     let (total_steps, packed) = (order.total_steps(), order.utilisation());
@@ -165,7 +174,6 @@ fn train(
     let resumed = checkpoint_to_resume(&config.output_dir, &identity)?;
     write_config(config)?;
     data.show_one_row();
-    let asked = &data.rows.held_out[..train.samples.min(data.rows.held_out.len())];
     let mut untrained = None;
     let mut samples = samples::before(&config.output_dir, &identity, &data.chat, asked, || {
         let decoder = load_model(config, train, device)?;
@@ -214,6 +222,27 @@ fn load_model(config: &RunConfig, train: &TrainSection, device: &Device) -> Resu
     doing("loading the model");
     let base = method::load_base(config, device)?;
     method::with_adapters(base, train, config.seed)
+}
+
+/// What an evaluation looks at besides the loss: the fixed system messages, and what the samples' answers are by now.
+fn observe(
+    config: &RunConfig,
+    train: &TrainSection,
+    data: &Data,
+    asked: &[Row],
+    decoder: &Decoder,
+    step: usize,
+) -> Result<Observed> {
+    // The answers before and after are part of the summary already.
+    if step > 0 && train.eval_steps > 0 && step.is_multiple_of(train.eval_steps) {
+        samples::append(&config.output_dir, step, decoder, &data.chat, asked)?;
+    }
+    let obedience = train
+        .obedience_probe
+        .then(|| probe::obedience(decoder, &data.chat));
+    Ok(Observed {
+        obedience: obedience.transpose()?,
+    })
 }
 
 /// The newest checkpoint of the run, or the model itself where nothing was trained.

@@ -277,6 +277,7 @@ fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<f64>
         examples: &data.train.examples,
         held_out: &[],
         identity: &identity,
+        observe: None,
     };
     let (mut order, mut trainer) = (run.order(), run.start(decoder));
     doing("timing training steps");

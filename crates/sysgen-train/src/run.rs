@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use sysgen_chat::Chat;
-use sysgen_core::config::TrainSection;
+use sysgen_core::config::{BestMetric, ReportTo, TrainSection};
+use sysgen_core::measure::process_seconds;
 use sysgen_core::{AppendLog, RunConfig, interrupt};
 use sysgen_model::{Decoder, Device};
 use sysgen_ops::AdamW;
@@ -22,12 +23,17 @@ use crate::metrics::{self, Line};
 use crate::optim::Optimizer;
 use crate::order::{DataOrder, OrderSettings};
 use crate::pack::best_fit;
+use crate::row_losses::{self, StepRows};
 use crate::schedule::Schedule;
 use crate::show::Show;
+use crate::tensorboard::EventFile;
 use crate::trainer::{Trainer, mean_loss};
+use crate::watch::LossWatch;
 
 /// The losses of this many last logged steps are averaged where a run is summed up.
 const LAST_STEPS: usize = 10;
+/// Rows named where a loss jumps.
+const NAMED_ROWS: usize = 3;
 
 /// What a run works on.
 pub struct Run<'a> {
@@ -43,6 +49,18 @@ pub struct Run<'a> {
     pub held_out: &'a [Batch],
     /// What makes this run itself.
     pub identity: &'a Identity,
+    /// Looks at the model at each evaluation, after so many steps.
+    pub observe: Option<Observe<'a>>,
+}
+
+/// Looks at a model after so many steps.
+pub type Observe<'a> = &'a dyn Fn(&Decoder, usize) -> Result<Observed>;
+
+/// What was seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Observed {
+    /// The share of fixed system messages that the model obeyed, if it was asked.
+    pub obedience: Option<f64>,
 }
 
 /// How a run ended.
@@ -65,6 +83,10 @@ pub struct Finished {
     pub held_out_before: Option<f64>,
     /// Mean loss of the held-out rows after the last step.
     pub held_out_after: Option<f64>,
+    /// The step whose model this is, where it is not the last one.
+    pub best_step: Option<usize>,
+    /// Seconds from the program's start to the beginning of its first step, where it made one.
+    pub start_to_first_step_seconds: Option<f64>,
 }
 
 impl Run<'_> {
@@ -122,7 +144,21 @@ impl Run<'_> {
         let train = self.train;
         let metrics_path = self.config.output_dir.join("metrics.jsonl");
         metrics::keep_until(&metrics_path, (progress.step > 0).then_some(progress.step))?;
+        let rows_path = self.config.output_dir.join(row_losses::FILE);
+        metrics::keep_until(&rows_path, (progress.step > 0).then_some(progress.step))?;
         let mut log = AppendLog::open(&metrics_path)?;
+        let mut rows_log = AppendLog::open(&rows_path)?;
+        let mut watch = LossWatch::default();
+        for step in row_losses::read(&rows_path)? {
+            watch.add(step.loss());
+        }
+        let mut events = match train.report_to.contains(&ReportTo::Tensorboard) {
+            true => {
+                let folder = self.config.output_dir.join("runs");
+                Some(EventFile::start(&folder, &metrics::read(&metrics_path)?)?)
+            }
+            false => None,
+        };
         let mut order = self.order();
         let total_steps = order.total_steps();
         let schedule = Schedule {
@@ -132,16 +168,21 @@ impl Run<'_> {
             decay: train.lr_scheduler_type,
         };
         let show = Show::steps(total_steps, progress.step);
-        if progress.step == 0 && !self.held_out.is_empty() {
-            let eval_loss = mean_loss(trainer.decoder(), self.held_out);
-            tracing::info!("held-out loss before training: {eval_loss:.4}");
-            log.append(&Line {
-                eval_loss: Some(eval_loss),
-                ..Line::default()
-            })?;
+        if progress.step == 0 {
+            let mut line = Line::default();
+            self.evaluate(trainer.decoder(), &mut line)?;
+            if let Some(eval_loss) = line.eval_loss {
+                tracing::info!("held-out loss before training: {eval_loss:.4}");
+            }
+            if line.eval_loss.is_some() || line.obedience.is_some() {
+                log.append(&line)?;
+                events.iter_mut().try_for_each(|events| events.add(&line))?;
+            }
         }
-        while progress.step < total_steps {
+        let mut first_step = None;
+        while progress.step < total_steps && !progress.stopped_early {
             let started = Instant::now();
+            first_step = first_step.or_else(process_seconds);
             let rows = order.step(progress.step);
             let batches: Vec<Batch> = rows
                 .iter()
@@ -163,6 +204,9 @@ impl Run<'_> {
                 grad_norm: report.grad_norm.is_finite().then_some(report.grad_norm),
                 num_tokens: progress.num_tokens,
                 supervised_tokens: Some(report.supervised_tokens),
+                supervised_share: Some(
+                    report.supervised_tokens as f64 / report.tokens.max(1) as f64,
+                ),
                 tokens_per_second: Some(report.tokens as f64 / seconds),
                 seconds: progress.seconds,
                 ..Line::default()
@@ -176,24 +220,53 @@ impl Run<'_> {
                         .collect(),
                 );
             }
-            let last = progress.step == total_steps;
-            let every = |steps: usize| steps > 0 && progress.step.is_multiple_of(steps);
-            if (every(train.eval_steps) || last) && !self.held_out.is_empty() {
-                line.eval_loss = Some(mean_loss(trainer.decoder(), self.held_out));
+            let step_rows = StepRows {
+                step: progress.step,
+                rows: batches
+                    .iter()
+                    .flat_map(|batch| batch.row_ids.clone())
+                    .collect(),
+                losses: report.row_losses,
+                supervised_tokens: batches.iter().flat_map(|b| b.row_targets.clone()).collect(),
+            };
+            if let Some(score) = watch.add(report.loss) {
+                let worst = step_rows.worst_first().into_iter().take(NAMED_ROWS);
+                let worst: Vec<String> = worst.map(|(row, ..)| row.to_string()).collect();
+                tracing::warn!(
+                    "step {}: the loss {:.3} is {score:.0} standard deviations above the last ones; the rows with the highest: {}",
+                    progress.step,
+                    report.loss,
+                    worst.join(", ")
+                );
+                line.spike_rows = Some(worst);
             }
+            rows_log.append(&step_rows)?;
+            let every = |steps: usize| steps > 0 && progress.step.is_multiple_of(steps);
+            let mut improved = false;
+            if every(train.eval_steps) || progress.step == total_steps {
+                self.evaluate(trainer.decoder(), &mut line)?;
+                improved = self.compare(&line, &mut progress);
+            }
+            let last = progress.step == total_steps || progress.stopped_early;
+            let every = |steps: usize| steps > 0 && progress.step.is_multiple_of(steps);
             if every(train.logging_steps.max(1))
                 || last
                 || line.eval_loss.is_some()
-                || !report.applied
+                || line.obedience.is_some()
+                || line.spike_rows.is_some()
+                || line.skipped_rows.is_some()
             {
                 log.append(&line)?;
+                events.iter_mut().try_for_each(|events| events.add(&line))?;
             }
             show.step(&line);
             self.refuse_too_many_nonfinite_steps(&line, &progress)?;
 
             let stop = interrupt::requested() || stop_after == Some(progress.step);
-            if last || stop || every(train.save_steps) {
+            let best = improved && train.load_best_model_at_end;
+            if last || stop || best || every(train.save_steps) {
                 log.sync()?;
+                rows_log.sync()?;
                 let saved = self.save(&trainer, &progress)?;
                 show.saved(&saved);
                 if stop && !last {
@@ -203,16 +276,75 @@ impl Run<'_> {
         }
         show.finish();
         let lines = metrics::read(&metrics_path)?;
+        let best = (train.load_best_model_at_end && progress.best.step > 0)
+            .then_some(progress.best.step)
+            .filter(|&step| step != progress.step);
+        let decoder = match best {
+            Some(step) => {
+                tracing::info!("the best evaluation was after step {step}; its model is taken");
+                let device = trainer.decoder().device();
+                drop(trainer);
+                self.resume(&self.checkpoint_of(step)?, &device)?
+                    .into_decoder()
+            }
+            None => trainer.into_decoder(),
+        };
+        let evaluated = |line: &&Line| match best {
+            Some(step) => line.step == step,
+            None => true,
+        };
         Ok(Outcome::Finished(Box::new(Finished {
-            decoder: trainer.into_decoder(),
+            decoder,
             progress,
             train_loss: mean_of_last_losses(&lines),
             held_out_before: lines
                 .first()
                 .filter(|line| line.step == 0)
                 .and_then(|line| line.eval_loss),
-            held_out_after: lines.last().and_then(|line| line.eval_loss),
+            held_out_after: (lines.iter().rev().find(evaluated)).and_then(|line| line.eval_loss),
+            best_step: best,
+            start_to_first_step_seconds: first_step,
         })))
+    }
+
+    fn checkpoint_of(&self, step: usize) -> Result<Checkpoint> {
+        let found = checkpoint::find(&self.config.output_dir)?.complete;
+        let of_step = |found: &Checkpoint| found.state.progress.step == step;
+        found.into_iter().find(of_step).with_context(|| {
+            format!("train.load_best_model_at_end wants checkpoint-{step}, which is gone; set it to false, or train again")
+        })
+    }
+
+    /// Measures the model as it is, into `line`.
+    fn evaluate(&self, decoder: &Decoder, line: &mut Line) -> Result<()> {
+        if !self.held_out.is_empty() {
+            line.eval_loss = Some(mean_loss(decoder, self.held_out));
+        }
+        if let Some(observe) = self.observe {
+            line.obedience = observe(decoder, line.step)?.obedience;
+        }
+        Ok(())
+    }
+
+    /// Holds an evaluation against the best one. True when it is better.
+    fn compare(&self, line: &Line, progress: &mut Progress) -> bool {
+        let train = self.train;
+        let (value, higher) = match train.metric_for_best_model {
+            BestMetric::EvalLoss => (line.eval_loss, false),
+            BestMetric::Obedience => (line.obedience, true),
+        };
+        let Some(value) = value else { return false };
+        let threshold = train.early_stopping_threshold;
+        let improved = progress.best.add(line.step, value, higher, threshold);
+        if progress.best.is_exhausted(train) {
+            progress.stopped_early = true;
+            tracing::info!(
+                "stopped early: {} evaluations were no better than that after step {}",
+                progress.best.evaluations_since,
+                progress.best.step
+            );
+        }
+        improved
     }
 
     fn save(&self, trainer: &Trainer, progress: &Progress) -> Result<PathBuf> {
@@ -228,6 +360,18 @@ impl Run<'_> {
             &effective_config,
             keep,
         )
+        .with_context(|| match self.newest_checkpoint() {
+            Some(path) => format!(
+                "training stops; {} is whole and the run goes on from there",
+                path.display()
+            ),
+            None => "training stops; there is no earlier checkpoint".to_string(),
+        })
+    }
+
+    fn newest_checkpoint(&self) -> Option<PathBuf> {
+        let found = checkpoint::find(&self.config.output_dir).ok()?.complete;
+        found.into_iter().next_back().map(|newest| newest.path)
     }
 
     fn refuse_too_many_nonfinite_steps(&self, line: &Line, progress: &Progress) -> Result<()> {

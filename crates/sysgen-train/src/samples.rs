@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sysgen_chat::Chat;
+use sysgen_core::AppendLog;
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::{Message, Role};
 use sysgen_infer::{Engine, Options, Request, Sampling};
 use sysgen_model::Decoder;
 use sysgen_train::identity::Identity;
+use sysgen_train::metrics;
+use sysgen_train::report::Answer;
 use sysgen_train::rows::Row;
 
 /// Longest answer shown, in tokens.
@@ -36,6 +40,26 @@ pub(crate) struct Sample {
     pub(crate) before: Option<String>,
     /// What the model says now.
     pub(crate) after: Option<String>,
+}
+
+impl Sample {
+    /// For the report.
+    pub(crate) fn to_answer(&self) -> Answer {
+        let said = [
+            ("system message", self.system.clone()),
+            ("question", Some(self.question.clone())),
+            ("answer to learn", Some(self.answer.clone())),
+            ("before training", self.before.clone()),
+            ("after training", self.after.clone()),
+        ];
+        Answer {
+            id: self.id.clone(),
+            said: said
+                .into_iter()
+                .filter_map(|(who, text)| Some((who, text?)))
+                .collect(),
+        }
+    }
 }
 
 /// `samples_before.json`.
@@ -95,6 +119,32 @@ pub(crate) fn after(samples: &mut [Sample], decoder: &Decoder, chat: &Chat, rows
     }
 }
 
+/// Adds what the model answers after `step` to `samples.jsonl`, once: a resumed run may pass a step again.
+///
+/// # Errors
+/// When the file cannot be read or written.
+pub(crate) fn append(
+    output_dir: &Path,
+    step: usize,
+    decoder: &Decoder,
+    chat: &Chat,
+    rows: &[Row],
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let path = output_dir.join("samples.jsonl");
+    metrics::keep_until(&path, Some(step - 1))?;
+    let mut log = AppendLog::open(&path)?;
+    let answers: Vec<serde_json::Value> = rows
+        .iter()
+        .zip(answers(decoder, chat, rows))
+        .map(|(row, answer)| json!({"id": row.id, "answer": answer}))
+        .collect();
+    log.append(&json!({"step": step, "answers": answers}))?;
+    Ok(())
+}
+
 fn kept_path(output_dir: &Path) -> PathBuf {
     output_dir.join("samples_before.json")
 }
@@ -119,10 +169,23 @@ fn sample(row: &Row) -> Sample {
 
 /// The model's answer to each row's last question; None where the prompt does not fit.
 fn answers(decoder: &Decoder, chat: &Chat, rows: &[Row]) -> Vec<Option<String>> {
-    let mut answers = vec![None; rows.len()];
+    let questions: Vec<Vec<Message>> = rows
+        .iter()
+        .map(|row| question(&row.messages).to_vec())
+        .collect();
+    replies(decoder, chat, &questions)
+}
+
+/// The model's greedy reply to each conversation; None where it does not fit or cannot be rendered.
+pub(crate) fn replies(
+    decoder: &Decoder,
+    chat: &Chat,
+    conversations: &[Vec<Message>],
+) -> Vec<Option<String>> {
+    let mut answers = vec![None; conversations.len()];
     let (mut requests, mut asked) = (Vec::new(), Vec::new());
-    for (index, row) in rows.iter().enumerate() {
-        if let Ok(prompt) = chat.prompt(question(&row.messages)) {
+    for (index, messages) in conversations.iter().enumerate() {
+        if let Ok(prompt) = chat.prompt(messages) {
             requests.push(Request::new(
                 prompt,
                 Sampling::greedy(MAX_TOKENS),

@@ -93,6 +93,12 @@ impl Show {
         if let Some(speed) = line.tokens_per_second {
             words += &format!("  {speed:.0} tokens/s");
         }
+        if let Some(obedience) = line.obedience {
+            words += &format!("  obeyed {:.0} %", 100.0 * obedience);
+        }
+        if let Some(share) = line.supervised_share {
+            words += &format!("  {:.0} % learnt", 100.0 * share);
+        }
         let done = line.step - self.first_step;
         let left = self
             .started

@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 use sysgen_core::RunConfig;
 use sysgen_core::files::write_atomically;
 use sysgen_core::hash::{hash_bytes, hash_file};
+use sysgen_core::measure::peak_rss_mib;
 use sysgen_train::example::Examples;
 use sysgen_train::export::usage;
+use sysgen_train::metrics;
+use sysgen_train::report::{self, Answer};
 use sysgen_train::run::Finished;
 
 use crate::samples::{self, Sample};
@@ -39,6 +42,14 @@ pub(crate) struct Summary {
     nonfinite_steps: usize,
     /// Seconds in optimizer steps.
     seconds: f64,
+    /// Seconds from the program's start to the beginning of its first step, in the process that finished the run.
+    start_to_first_step_seconds: Option<f64>,
+    /// The most memory the process has held, in MiB.
+    peak_memory_mib: Option<u64>,
+    /// The step whose model this is, where an earlier one was better than the last.
+    best_step: Option<usize>,
+    /// The run ended before its last step because its evaluations no longer got better.
+    stopped_early: bool,
     /// Mean loss of the last steps.
     train_loss: Option<f64>,
     /// Mean loss of the held-out rows before training.
@@ -66,6 +77,10 @@ impl Summary {
             supervised_tokens: 0,
             nonfinite_steps: 0,
             seconds: 0.0,
+            start_to_first_step_seconds: None,
+            peak_memory_mib: None,
+            best_step: None,
+            stopped_early: false,
             train_loss: None,
             held_out_loss_before: None,
             held_out_loss_after: None,
@@ -83,6 +98,10 @@ impl Summary {
         self.supervised_tokens = finished.progress.supervised_tokens;
         self.nonfinite_steps = finished.progress.nonfinite_steps;
         self.seconds = finished.progress.seconds;
+        self.start_to_first_step_seconds = finished.start_to_first_step_seconds;
+        self.peak_memory_mib = peak_rss_mib();
+        self.best_step = finished.best_step;
+        self.stopped_early = finished.progress.stopped_early;
         self.train_loss = finished.train_loss;
         self.held_out_loss_before = finished.held_out_before;
         self.held_out_loss_after = finished.held_out_after;
@@ -106,9 +125,26 @@ impl Summary {
         if self.steps > 0 {
             let speed = self.num_tokens as f64 / self.seconds.max(1e-9);
             lines.push(format!(
-                "Training: {} steps on {} rows, {} tokens ({} learnt), {:.0} s, {speed:.0} tokens/s",
-                self.steps, self.rows, self.num_tokens, self.supervised_tokens, self.seconds
+                "Training: {} steps on {} rows, {} tokens ({} learnt), {:.0} s, {speed:.0} tokens/s ({:.0} learnt)",
+                self.steps,
+                self.rows,
+                self.num_tokens,
+                self.supervised_tokens,
+                self.seconds,
+                self.supervised_tokens as f64 / self.seconds.max(1e-9)
             ));
+            let ended = if self.stopped_early {
+                "stopped early; "
+            } else {
+                ""
+            };
+            if let Some(step) = self.best_step {
+                lines.push(format!(
+                    "  {ended}this is the model after step {step}, the best evaluation"
+                ));
+            } else if self.stopped_early {
+                lines.push("  stopped early: the evaluations no longer got better".to_string());
+            }
             if self.rows_dropped > 0 {
                 lines.push(format!(
                     "  {} rows did not fit and were dropped",
@@ -132,8 +168,9 @@ impl Summary {
                 ));
             }
             lines.push(format!(
-                "Metrics of every step: {}",
-                self.output_dir.join("metrics.jsonl").display()
+                "Metrics of every step: {}; the run on a page: {}",
+                self.output_dir.join("metrics.jsonl").display(),
+                self.output_dir.join("report.html").display()
             ));
         }
         if let Some(path) = &self.export {
@@ -147,6 +184,40 @@ impl Summary {
             ));
         }
         lines.join("\n")
+    }
+
+    /// Writes `report.html`, from the summary and the run's metrics.
+    pub(crate) fn report(&self, config: &RunConfig) -> Result<()> {
+        let number =
+            |loss: Option<f64>| loss.map_or("none".to_string(), |loss| format!("{loss:.4}"));
+        let mut facts = vec![
+            ("steps", self.steps.to_string()),
+            ("rows", self.rows.to_string()),
+            ("rows that did not fit", self.rows_dropped.to_string()),
+            ("tokens", self.num_tokens.to_string()),
+            ("learnt tokens", self.supervised_tokens.to_string()),
+            ("seconds in steps", format!("{:.1}", self.seconds)),
+            (
+                "tokens per second",
+                format!("{:.0}", self.num_tokens as f64 / self.seconds.max(1e-9)),
+            ),
+            ("training loss at the end", number(self.train_loss)),
+            ("held-out loss before", number(self.held_out_loss_before)),
+            ("held-out loss after", number(self.held_out_loss_after)),
+        ];
+        if let Some(mib) = self.peak_memory_mib {
+            facts.push(("peak memory", format!("{mib} MiB")));
+        }
+        if let Some(step) = self.best_step {
+            facts.push(("model taken after step", step.to_string()));
+        }
+        let lines = metrics::read(&config.output_dir.join("metrics.jsonl"))?;
+        let answers: Vec<Answer> = self.samples.iter().map(Sample::to_answer).collect();
+        let title = format!("Training run {}", config.output_dir.display());
+        let page = report::html(&title, &facts, &lines, &answers, &config.to_toml());
+        write_atomically(&config.output_dir.join("report.html"), |file| {
+            file.write_all(page.as_bytes())
+        })
     }
 
     /// Writes `summary.json` and `summary.txt`: from now on the run is finished.

@@ -25,7 +25,7 @@ pub struct Trainer {
 }
 
 /// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// Mean over the supervised tokens, before the update.
     pub loss: f64,
@@ -37,6 +37,8 @@ pub struct StepReport {
     pub supervised_tokens: usize,
     /// False when loss or gradient were not finite: then weights and moments are as before.
     pub applied: bool,
+    /// Each row's mean loss, in the order of the micro-batches; none where a row learns nothing or its loss is not finite.
+    pub row_losses: Vec<Option<f32>>,
 }
 
 impl Trainer {
@@ -74,6 +76,7 @@ impl Trainer {
             .expect("only `step` takes the decoder, and it puts it back");
         let mut gradient = GradientSum::default();
         let mut losses = Vec::with_capacity(batches.len());
+        let mut of_positions: Vec<Option<Tensor<1>>> = vec![None; batches.len()];
         let weight = 1.0 / supervised_tokens as f32;
         let learnt = batches.iter().enumerate();
         for (index, batch) in learnt.filter(|(_, batch)| !batch.targets.is_empty()) {
@@ -81,7 +84,11 @@ impl Trainer {
             losses.push(decoder.backward(
                 &batch.tokens,
                 self.pass(index),
-                |hidden, head| loss_sum(hidden, head, batch, weight, softcap),
+                |hidden, head| {
+                    let losses = position_losses(hidden, head, batch, weight, softcap);
+                    of_positions[index] = Some(losses.clone().inner());
+                    losses.sum()
+                },
                 |place, part| gradient.add(place, part),
             )); // read after all of them are on their way to the device
         }
@@ -89,6 +96,11 @@ impl Trainer {
             .into_iter()
             .map(|loss| f64::from(loss.into_scalar::<f32>()))
             .sum();
+        let row_losses = batches
+            .iter()
+            .zip(of_positions)
+            .flat_map(|(batch, losses)| row_losses(batch, losses, weight))
+            .collect();
         let grad_norm = gradient.global_norm();
         let applied = supervised_tokens > 0 && loss.is_finite() && grad_norm.is_finite();
         self.decoder = Some(if applied {
@@ -107,6 +119,7 @@ impl Trainer {
             tokens,
             supervised_tokens,
             applied,
+            row_losses,
         }
     }
 }
@@ -127,21 +140,34 @@ pub fn mean_loss(decoder: &Decoder, batches: &[Batch]) -> f64 {
     let (mut sum, mut count) = (0.0, 0);
     for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
         let hidden = decoder.hidden(&batch.tokens);
-        let loss = loss_sum(
+        let losses = position_losses(
             hidden,
             decoder.head(),
             batch,
             1.0,
             decoder.config.final_softcap,
         );
+        let loss = losses.sum();
         sum += f64::from(loss.into_scalar::<f32>());
         count += batch.targets.len();
     }
     sum / count as f64
 }
 
-/// The summed loss of the supervised positions times `weight`, `[1]`. Only they reach the head.
-fn loss_sum(
+/// The mean loss of each row of `batch`, from those of its positions, which carry `weight`.
+fn row_losses(batch: &Batch, losses: Option<Tensor<1>>, weight: f32) -> Vec<Option<f32>> {
+    let losses = losses.and_then(|losses| losses.try_into_vec_as::<f32>().ok());
+    let mut losses = losses.unwrap_or_default().into_iter();
+    let rows = batch.row_targets.iter().map(|&count| {
+        let sum: f64 = losses.by_ref().take(count).map(f64::from).sum();
+        let mean = (sum / f64::from(weight) / count as f64) as f32;
+        (count > 0 && mean.is_finite()).then_some(mean)
+    });
+    rows.collect()
+}
+
+/// The losses of the supervised positions times `weight`, `[supervised]`. Only they reach the head.
+fn position_losses(
     hidden: Tensor<3>,
     head: Tensor<2>,
     batch: &Batch,
@@ -153,5 +179,5 @@ fn loss_sum(
     let predict_at = TensorData::new(predict_at, [batch.predict_at.len()]);
     let predict_at = Tensor::<1, Int>::from_data(predict_at, &hidden.device());
     let supervised = hidden.reshape([rows * time, dim]).select(0, predict_at);
-    linear_cross_entropy(supervised, head, &batch.targets, weight, softcap).sum()
+    linear_cross_entropy(supervised, head, &batch.targets, weight, softcap)
 }

@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 
 use super::origin::{Origins, key_and_section};
 use super::{
-    ALL_LINEAR, AdapterExport, DataSection, Engine, GenerateSection, HubDataset, RunConfig,
-    TrainSection, Variant, VerifyMethod,
+    ALL_LINEAR, AdapterExport, BestMetric, DataSection, Engine, GenerateSection, HubDataset,
+    RunConfig, TrainSection, Variant, VerifyMethod,
 };
 
 /// A file repeated more often than this in one epoch is a slip of the pen.
@@ -312,6 +312,42 @@ fn check_endpoint(generate: &GenerateSection, given: &Given) -> Result<()> {
 }
 
 fn check_train(train: &TrainSection, given: &Given) -> Result<()> {
+    let threshold = train.early_stopping_threshold;
+    given.check(
+        threshold.is_finite() && threshold >= 0.0,
+        "train.early_stopping_threshold",
+        threshold,
+        "must be 0 or more and finite",
+    )?;
+    for (asked, key) in [
+        (
+            train.early_stopping_patience > 0,
+            "train.early_stopping_patience",
+        ),
+        (train.load_best_model_at_end, "train.load_best_model_at_end"),
+    ] {
+        let value = "set";
+        given.check(
+            !asked || train.eval_steps > 0,
+            key,
+            value,
+            "needs evaluations on the way; set train.eval_steps",
+        )?;
+        given.check(
+            !asked
+                || train.metric_for_best_model != BestMetric::EvalLoss
+                || train.eval_fraction > 0.0,
+            key,
+            value,
+            "needs held-out rows; set train.eval_fraction",
+        )?;
+    }
+    given.check(
+        train.metric_for_best_model != BestMetric::Obedience || train.obedience_probe,
+        "train.metric_for_best_model",
+        "\"obedience\"",
+        "needs train.obedience_probe = true",
+    )?;
     check_adapter(train, given)?;
     given.at_least(train.max_length, 2, "train.max_length")?;
     if train.variant == Variant::CommonSystem {

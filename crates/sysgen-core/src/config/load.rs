@@ -217,6 +217,12 @@ impl Draft {
             Value::Array(_) if dotted == "data.weights" => {
                 "a list of numbers, one for each file".to_string()
             }
+            Value::Array(_) if dotted == "train.report_to" => {
+                "`tensorboard`, or a list with it".to_string()
+            }
+            Value::Array(_) if dotted == "train.lora_target_modules" => {
+                "a module in quotes, or a list of modules".to_string()
+            }
             Value::Array(_) => "a file in quotes, or a list of files".to_string(),
             // A word no key accepts makes serde list those that are.
             _ => match self.read_with(dotted, Value::String("\0".to_string())) {

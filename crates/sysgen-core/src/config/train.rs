@@ -73,6 +73,20 @@ pub struct TrainSection {
     pub eval_fraction: f64,
     /// Optimizer steps between evaluations, 0 for only before and after; default 0.
     pub eval_steps: usize,
+    /// Evaluations without a better one after which the run ends, 0 to go on to the last step; default 0.
+    pub early_stopping_patience: usize,
+    /// By how much an evaluation must be better to count; default 0.
+    pub early_stopping_threshold: f64,
+    /// Whether the run ends with the model of its best evaluation instead of its last step's; default false.
+    pub load_best_model_at_end: bool,
+    /// What the best evaluation is: the lowest `eval_loss` or the highest `obedience`; default `eval_loss`.
+    pub metric_for_best_model: BestMetric,
+    /// Whether each evaluation also asks a few fixed questions under fixed system messages and counts, without a judge, how
+    /// many are obeyed; default false.
+    pub obedience_probe: bool,
+    /// Other programs that can watch: `"tensorboard"` writes event files under `<output_dir>/runs`; default none.
+    #[serde(deserialize_with = "one_or_many", serialize_with = "write_one_or_many")]
+    pub report_to: Vec<ReportTo>,
     /// Optimizer steps between checkpoints, 0 for only at the end; default 0.
     pub save_steps: usize,
     /// Checkpoints kept, 0 for all; default 2.
@@ -116,6 +130,12 @@ impl Default for TrainSection {
             max_grad_norm: 1.0,
             eval_fraction: 0.05,
             eval_steps: 0,
+            early_stopping_patience: 0,
+            early_stopping_threshold: 0.0,
+            load_best_model_at_end: false,
+            metric_for_best_model: BestMetric::EvalLoss,
+            obedience_probe: false,
+            report_to: Vec::new(),
             save_steps: 0,
             save_total_limit: 2,
             logging_steps: 1,
@@ -143,6 +163,25 @@ impl TrainMethod {
     pub fn has_adapter(self) -> bool {
         self != TrainMethod::Full
     }
+}
+
+/// What tells a better evaluation from a worse one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestMetric {
+    /// The loss of the held-out rows; lower is better.
+    #[default]
+    EvalLoss,
+    /// The share of fixed system messages that are obeyed; higher is better.
+    Obedience,
+}
+
+/// A program that can watch a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportTo {
+    /// Event files as TensorBoard reads them.
+    Tensorboard,
 }
 
 /// The learning rate after warm-up.

@@ -12,6 +12,7 @@ use sysgen_train::example::Example;
 use sysgen_train::identity::Identity;
 use sysgen_train::method;
 use sysgen_train::metrics::{self, Line};
+use sysgen_train::row_losses;
 use sysgen_train::run::{Finished, Outcome, Run, checkpoint_to_resume, held_out_batches};
 
 use crate::fixture;
@@ -67,6 +68,7 @@ impl World {
             examples: &self.examples,
             held_out: &self.held_out,
             identity: &self.identity,
+            observe: None,
         }
     }
 
@@ -280,4 +282,88 @@ fn too_many_steps_that_are_not_finite_stop_the_run_and_name_the_rows() {
             .iter()
             .all(|line| !line.skipped_rows.as_ref().unwrap().is_empty())
     );
+}
+
+/// A run whose evaluations get worse from some step on: far too high a learning rate.
+fn worsening() -> TrainSection {
+    TrainSection {
+        learning_rate: 0.3,
+        warmup_steps: 0,
+        max_steps: 30,
+        eval_steps: 1,
+        save_steps: 0,
+        save_total_limit: 1,
+        ..train()
+    }
+}
+
+#[test]
+fn a_run_whose_evaluations_get_worse_stops_early_and_stays_stopped() {
+    let world = World::new(TrainSection {
+        early_stopping_patience: 3,
+        ..worsening()
+    });
+    let finished = world.finish();
+    let progress = &finished.progress;
+    assert!(progress.stopped_early && progress.step < 30, "{progress:?}");
+    assert_eq!(progress.step, progress.best.step + 3);
+    assert_eq!(world.finish().progress.step, progress.step);
+}
+
+#[test]
+fn the_best_model_is_kept_beyond_the_limit_and_taken_at_the_end() {
+    let world = World::new(TrainSection {
+        load_best_model_at_end: true,
+        max_steps: 12,
+        ..worsening()
+    });
+    let finished = world.finish();
+    let best = finished.best_step.expect("the last step is not the best");
+    let lowest = world
+        .lines()
+        .into_iter()
+        .filter(|line| line.step > 0)
+        .min_by(|a, b| a.eval_loss.partial_cmp(&b.eval_loss).unwrap())
+        .unwrap();
+    assert_eq!(best, lowest.step);
+    assert_eq!(finished.held_out_after, lowest.eval_loss);
+    let of_finished = sysgen_train::trainer::mean_loss(&finished.decoder, &world.held_out);
+    assert_eq!(Some(of_finished), lowest.eval_loss);
+    // Interrupted in between, the same model comes out.
+    let stopped = World::new(TrainSection {
+        load_best_model_at_end: true,
+        max_steps: 12,
+        ..worsening()
+    });
+    stopped.go_on(Some(best + 1)).unwrap();
+    assert_eq!(bits(&stopped.finish()), bits(&finished));
+}
+
+#[test]
+fn every_step_leads_to_its_rows_and_their_losses_also_after_a_resume() {
+    let undisturbed = World::new(train());
+    undisturbed.finish();
+    let stopped = World::new(train());
+    stopped.go_on(Some(5)).unwrap();
+    stopped.finish();
+    let rows =
+        |world: &World| row_losses::read(&world.output.path().join(row_losses::FILE)).unwrap();
+    let steps = rows(&undisturbed);
+    assert_eq!(steps, rows(&stopped));
+    assert_eq!(steps.len(), 12);
+    for (step, line) in steps.iter().zip(&undisturbed.lines()[1..]) {
+        assert_eq!(step.step, line.step);
+        assert_eq!(
+            step.supervised_tokens.iter().sum::<usize>(),
+            line.supervised_tokens.unwrap()
+        );
+        let difference = (step.loss() - line.loss.unwrap()).abs();
+        assert!(
+            difference < 1e-5,
+            "the rows' losses do not add up to the step's: {difference}"
+        );
+    }
+    let seen: std::collections::BTreeSet<&String> =
+        steps.iter().flat_map(|step| &step.rows).collect();
+    assert_eq!(seen.len(), undisturbed.examples.len());
 }
