@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sysgen_core::config::Variant;
 use sysgen_core::message::{Message, Role};
 
-use crate::generator::Reply;
+use crate::generator::{Reply, Teacher};
 use crate::input::Row;
 use crate::log::{Answer, Answers, Phase};
 use crate::respond::spoken;
@@ -44,6 +44,9 @@ pub(crate) struct Provenance {
     pub(crate) model: Option<String>,
     pub(crate) seeds: Seeds,
     pub(crate) prompt_hash: Option<String>,
+    /// Of all answers that were written anew, one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) teacher: Option<Teacher>,
     tokens: Tokens,
 }
 
@@ -167,6 +170,7 @@ pub(crate) fn line(
             model: generated.then(|| model.to_string()),
             seeds,
             prompt_hash: kept.drafted.as_ref().map(|_| plan.prompt_hash(row)),
+            teacher: teacher(answers, kept),
             tokens: tokens(answers, kept),
         },
     }
@@ -197,6 +201,30 @@ fn messages(variant: Variant, row: &Row, kept: &Kept) -> Vec<Turn> {
         None => {}
     }
     turns
+}
+
+/// What the model thought while it wrote the answers, if all of them know.
+fn teacher(answers: &Answers, kept: &Kept) -> Option<Teacher> {
+    let mut all: Option<Teacher> = None;
+    for turn in 0..kept.answers.len() {
+        let Some(Answer::Reply(Reply {
+            teacher: Some(teacher),
+            ..
+        })) = answers.get(&(Phase::Respond, turn))
+        else {
+            return None;
+        };
+        match &mut all {
+            None => all = Some(teacher.clone()),
+            Some(all) => {
+                all.answer_ids.extend(&teacher.answer_ids);
+                all.ids.extend_from_slice(&teacher.ids);
+                all.log_probabilities
+                    .extend_from_slice(&teacher.log_probabilities);
+            }
+        }
+    }
+    all
 }
 
 /// Only what this line is made of counts: the log may hold more, for another variant of it.

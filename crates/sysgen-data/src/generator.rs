@@ -16,6 +16,10 @@ pub struct Sampling {
     pub top_p: f64,
     /// 0 is all.
     pub top_k: usize,
+    /// 0 is all.
+    pub min_p: f64,
+    /// 1 is none.
+    pub repetition_penalty: f64,
     /// Longest reply, in tokens.
     pub max_tokens: usize,
 }
@@ -29,10 +33,12 @@ pub struct Prompt {
     pub sampling: Sampling,
     /// Fixes the reply, whatever else is in the batch.
     pub seed: u64,
+    /// How many best tokens are wanted at each place of the reply; 0 is none.
+    pub teacher_top_k: usize,
 }
 
 /// What the model wrote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
     /// The text as it was written.
     pub text: String,
@@ -42,6 +48,23 @@ pub struct Reply {
     pub prompt_tokens: usize,
     /// Tokens written.
     pub reply_tokens: usize,
+    /// What the model thought at each place, when that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<Teacher>,
+}
+
+/// The model's best tokens at each place of an answer, for a student to learn from: of every token it wrote and of the
+/// stop token after them, before temperature and what else shapes the draw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Teacher {
+    /// Tokens kept at each place.
+    pub top_k: usize,
+    /// The tokens written, the stop token included.
+    pub answer_ids: Vec<u32>,
+    /// The best ones at each place, the best first.
+    pub ids: Vec<Vec<u32>>,
+    /// Theirs, in nats, to four decimals; what is missing to a probability of 1 is the tail.
+    pub log_probabilities: Vec<Vec<f64>>,
 }
 
 /// A conversation to judge: after the prompt, each step's text is forced and one of its labels chosen.

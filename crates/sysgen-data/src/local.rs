@@ -10,11 +10,13 @@ use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{GenerateSection, ModelInit, RunConfig};
 use sysgen_core::hash::hash_file;
 use sysgen_core::interrupt;
-use sysgen_infer::{ChoiceRequest, ChoiceStep, Engine, Finish, Options, Refused, Request};
+use sysgen_infer::{
+    ChoiceRequest, ChoiceStep, Engine, Finish, Options, Refused, Request, TokenLogProbability,
+};
 use sysgen_model::{Decoder, Device, ModelConfig};
 
 use crate::generator::{
-    Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores,
+    Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores, Teacher,
 };
 use crate::pipeline::{ModelIdentity, needs_model, run_shard_with};
 use crate::shard::Shard;
@@ -120,6 +122,7 @@ impl Local {
         let options = Options {
             max_num_seqs: generate.batch_size.max(1),
             max_length: generate.max_length,
+            kv_cache_bytes: generate.kv_cache_bytes,
             ..Options::default()
         };
         let engine = Engine::new(&decoder, options).until(interrupt::requested);
@@ -175,14 +178,16 @@ impl Generator for Local {
                     temperature: prompt.sampling.temperature as f32,
                     top_k: prompt.sampling.top_k,
                     top_p: prompt.sampling.top_p as f32,
+                    min_p: prompt.sampling.min_p as f32,
+                    repetition_penalty: prompt.sampling.repetition_penalty as f32,
                     seed: prompt.seed,
                     ..sysgen_infer::Sampling::greedy(prompt.sampling.max_tokens)
                 };
-                Ok(Request::new(
-                    chat.prompt(&prompt.messages)?,
-                    sampling,
-                    chat.stop_ids().to_vec(),
-                ))
+                let ids = chat.prompt(&prompt.messages)?;
+                Ok(Request {
+                    logprobs: (prompt.teacher_top_k > 0).then_some(prompt.teacher_top_k),
+                    ..Request::new(ids, sampling, chat.stop_ids().to_vec())
+                })
             })
             .collect::<Result<_>>()?;
         let lengths: Vec<usize> = requests
@@ -198,6 +203,7 @@ impl Generator for Local {
                     finished: completion.finish == Finish::Stop,
                     prompt_tokens: lengths[i],
                     reply_tokens: completion.ids.len(),
+                    teacher: teacher(&completion.log_probabilities),
                 }
             });
             hand_on(i, reply, on_done, &mut failure)
@@ -254,6 +260,24 @@ impl Generator for Local {
         });
         failure.map_or(Ok(()), Err)
     }
+}
+
+/// What the model thought at each place; nothing if it was not asked.
+fn teacher(places: &[TokenLogProbability]) -> Option<Teacher> {
+    let top_k = places.first()?.top.len();
+    let mut teacher = Teacher {
+        top_k,
+        ..Teacher::default()
+    };
+    for place in places {
+        teacher.answer_ids.push(place.id);
+        let (ids, log_probabilities): (Vec<u32>, Vec<f32>) = place.top.iter().copied().unzip();
+        teacher.ids.push(ids);
+        let four_decimals = |number: f32| (f64::from(number) * 1e4).round() / 1e4;
+        let log_probabilities = log_probabilities.into_iter().map(four_decimals);
+        teacher.log_probabilities.push(log_probabilities.collect());
+    }
+    Some(teacher)
 }
 
 /// A prompt that does not fit is the row's fault and an outcome; any other refusal is the model's and

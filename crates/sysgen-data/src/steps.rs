@@ -255,6 +255,10 @@ impl Plan {
             messages,
             sampling: self.sampling(phase),
             seed: self.seed(row, phase, attempt),
+            teacher_top_k: match phase {
+                Phase::Respond => self.generate.respond.teacher_top_k,
+                Phase::Draft | Phase::Verify => 0,
+            },
         };
         ((phase, attempt), Request::Complete(prompt))
     }
@@ -266,31 +270,23 @@ impl Plan {
             respond,
             ..
         } = &self.generate;
-        let (temperature, top_p, top_k, max_tokens) = match phase {
-            Phase::Draft => (
-                draft.temperature,
-                draft.top_p,
-                draft.top_k,
-                draft.max_tokens,
-            ),
-            Phase::Verify => (
-                verify.temperature,
-                verify.top_p,
-                verify.top_k,
-                verify.max_tokens,
-            ),
-            Phase::Respond => (
-                respond.temperature,
-                respond.top_p,
-                respond.top_k,
-                respond.max_tokens,
-            ),
-        };
-        Sampling {
-            temperature,
-            top_p,
-            top_k,
-            max_tokens,
+        macro_rules! sampling_of {
+            ($section:expr) => {
+                Sampling {
+                    temperature: $section.temperature,
+                    top_p: $section.top_p,
+                    top_k: $section.top_k,
+                    min_p: $section.min_p,
+                    repetition_penalty: $section.repetition_penalty,
+                    max_tokens: $section.max_tokens,
+                }
+            };
+        }
+        // Three sections with the same keys and different defaults.
+        match phase {
+            Phase::Draft => sampling_of!(draft),
+            Phase::Verify => sampling_of!(verify),
+            Phase::Respond => sampling_of!(respond),
         }
     }
 

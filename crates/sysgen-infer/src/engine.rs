@@ -11,8 +11,9 @@ use crate::generate::Generation;
 use crate::request::{
     Answer, Choice, ChoiceRequest, Completion, Refused, Request, TokenLogProbability,
 };
-use crate::schedule::{Ended, Schedule, Work};
+use crate::schedule::Schedule;
 use crate::statistics::Statistics;
+use crate::text::{Ended, Work};
 
 /// What an engine may use. None of it changes what a request gets; too small a cache refuses what cannot fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

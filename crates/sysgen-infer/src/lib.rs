@@ -12,6 +12,7 @@ mod request;
 mod sample;
 mod schedule;
 mod statistics;
+mod text;
 
 pub use engine::{Engine, Options, Outcome, RequestId};
 pub use request::{

@@ -43,15 +43,14 @@ impl Sampler {
     /// Draws from `logits`, one per id, never one of `banned`; `None` when nothing can be drawn: they are empty,
     /// infinite or not numbers.
     pub fn draw(&mut self, logits: &[f32], banned: &[u32]) -> Option<u32> {
-        largest(logits)?;
+        let best = largest(logits)?;
         let changed;
-        let logits = if self.penalises() || !banned.is_empty() {
+        let (logits, largest) = if self.penalises() || !banned.is_empty() {
             changed = self.penalised(logits, banned);
-            &changed
+            (&changed[..], largest(&changed)?)
         } else {
-            logits
+            (logits, best)
         };
-        let largest = largest(logits)?;
         let id = if self.sampling.temperature <= 0.0 {
             first_equal(logits, largest)
         } else {

@@ -10,97 +10,15 @@ use rayon::prelude::*;
 use sysgen_model::{Decoder, KvCache, Run};
 
 use crate::blocks::{Blocks, Content, extend_contents};
-use crate::choose::Choosing;
 use crate::engine::{Options, RequestId};
-use crate::generate::Generation;
-use crate::request::{Choice, Completion, Refused, TokenLogProbability};
+use crate::request::Refused;
 use crate::statistics::Statistics;
+use crate::text::{Ended, Text, Work};
 
 /// Prompt tokens that a step takes however many texts are being written.
 const LEAST_PREFILL: usize = 64;
 /// Rows of the prompt whose logits are made at a time when they are asked for.
 const LOGIT_ROWS: usize = 64;
-
-/// What is done with a text.
-pub(crate) enum Work {
-    Generate(Box<Generation>),
-    Choose(Choosing),
-}
-
-/// How it ended.
-pub(crate) enum Ended {
-    Completion {
-        number: usize,
-        of: usize,
-        completion: Completion,
-        prompt: Vec<TokenLogProbability>,
-    },
-    Choices(Vec<Choice>),
-}
-
-impl Work {
-    /// The ids to read first, and how many they may become.
-    fn start(&mut self, max_length: usize) -> Result<(Vec<u32>, usize), Refused> {
-        match self {
-            Work::Generate(generation) => generation.start(max_length),
-            Work::Choose(choosing) => choosing.start(max_length),
-        }
-    }
-
-    /// Looks at the logits after all ids so far; gives the ids to read next, none ends the text.
-    fn advance(&mut self, logits: &[f32]) -> Result<Vec<u32>, Refused> {
-        match self {
-            Work::Generate(generation) => generation.advance(logits),
-            Work::Choose(choosing) => choosing.advance(logits),
-        }
-    }
-
-    fn wants_prompt(&self) -> bool {
-        matches!(self, Work::Generate(generation) if generation.wants_prompt())
-    }
-
-    fn finish(self) -> Ended {
-        match self {
-            Work::Generate(generation) => {
-                let (number, of) = (generation.number, generation.of());
-                let (completion, prompt) = generation.finish();
-                Ended::Completion {
-                    number,
-                    of,
-                    completion,
-                    prompt,
-                }
-            }
-            Work::Choose(choosing) => Ended::Choices(choosing.finish()),
-        }
-    }
-}
-
-/// A text that is being worked on. The vector of them is in the order of admission.
-struct Text {
-    id: RequestId,
-    work: Work,
-    /// The text so far.
-    ids: Vec<u32>,
-    /// Ids it started with.
-    prompt: usize,
-    /// How many ids the cache has.
-    held: usize,
-    blocks: Vec<u32>,
-    /// Of its full blocks.
-    contents: Vec<Content>,
-    /// Nothing of it has gone through the model since it was admitted or gave its blocks away.
-    fresh: bool,
-    /// It needs nothing more; taken out at the end of the step.
-    ended: Option<Result<(), Refused>>,
-}
-
-impl Text {
-    /// Ids that the cache does not have yet.
-    fn pending(&self) -> usize {
-        self.ids.len() - self.held
-    }
-}
 
 /// A text's part of a step.
 #[derive(Clone, Copy)]
@@ -512,32 +430,6 @@ impl Schedule {
         let decode = parts.iter().filter(|part| part.tokens == 1).count();
         let all: usize = parts.iter().map(|part| part.tokens).sum();
         (decode, all - decode)
-    }
-}
-
-impl Text {
-    /// Looks at the logits after its id at `position`.
-    fn look(&mut self, position: usize, logits: &[f32]) {
-        let vocab_size = logits.len();
-        if position + 1 < self.prompt {
-            if let Work::Generate(generation) = &mut self.work
-                && let Err(refused) = generation.look_at_prompt(position, logits)
-            {
-                self.ended = Some(Err(refused));
-            }
-            return;
-        }
-        if self.ended.is_some() || position + 1 < self.ids.len() {
-            return;
-        }
-        let next = self.work.advance(logits);
-        let unknown = |ids: &Vec<u32>| ids.iter().copied().find(|&id| id as usize >= vocab_size);
-        match next.map(|ids| (unknown(&ids), ids)) {
-            Err(refused) => self.ended = Some(Err(refused)),
-            Ok((Some(id), _)) => self.ended = Some(Err(Refused::UnknownId { id, vocab_size })),
-            Ok((None, ids)) if ids.is_empty() => self.ended = Some(Ok(())),
-            Ok((None, ids)) => self.ids.extend(ids),
-        }
     }
 }
 

@@ -195,6 +195,28 @@ fn check_generate(generate: &GenerateSection, given: &Given) -> Result<()> {
     given.sampling(draft.temperature, draft.top_p, "generate.draft")?;
     given.sampling(verify.temperature, verify.top_p, "generate.verify")?;
     given.sampling(respond.temperature, respond.top_p, "generate.respond")?;
+    for (min_p, repetition_penalty, section) in [
+        (draft.min_p, draft.repetition_penalty, "generate.draft"),
+        (verify.min_p, verify.repetition_penalty, "generate.verify"),
+        (
+            respond.min_p,
+            respond.repetition_penalty,
+            "generate.respond",
+        ),
+    ] {
+        given.check(
+            (0.0..=1.0).contains(&min_p),
+            &format!("{section}.min_p"),
+            min_p,
+            "must be from 0 to 1",
+        )?;
+        given.check(
+            repetition_penalty > 0.0 && repetition_penalty.is_finite(),
+            &format!("{section}.repetition_penalty"),
+            repetition_penalty,
+            "must be above 0, 1 for none",
+        )?;
+    }
     given.check(
         verify.threshold.is_finite(),
         "generate.verify.threshold",
@@ -293,6 +315,12 @@ fn check_endpoint(generate: &GenerateSection, given: &Given) -> Result<()> {
         "generate.verify.method",
         "\"score\"",
         "cannot go with engine = \"openai\": an endpoint gives no probabilities of words it has not chosen; set method = \"generate\"",
+    )?;
+    given.check(
+        generate.respond.teacher_top_k == 0,
+        "generate.respond.teacher_top_k",
+        generate.respond.teacher_top_k,
+        "cannot go with engine = \"openai\": an endpoint does not name its tokens by id; leave it out",
     )?;
     for (value, key) in [
         (

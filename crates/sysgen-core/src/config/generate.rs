@@ -22,6 +22,9 @@ pub struct GenerateSection {
     pub common_system_message: String,
     /// How strictly a draft's tags are read; default `strict`.
     pub tags: TagRules,
+    /// Bytes of the KV cache; default 0, which is what `batch_size` texts of `max_length` need, and no more than
+    /// the device has to spare. Changes the speed, never the text.
+    pub kv_cache_bytes: usize,
     /// File with the draft prompt; default empty, which is the built-in one.
     pub draft_prompt: PathBuf,
     /// File with the verify prompt; default empty, which is the built-in one.
@@ -46,6 +49,7 @@ impl Default for GenerateSection {
             variant: Variant::Sysgen,
             common_system_message: "You are a helpful AI assistant".to_string(),
             tags: TagRules::Strict,
+            kv_cache_bytes: 0,
             draft_prompt: PathBuf::new(),
             verify_prompt: PathBuf::new(),
             draft: DraftSection::default(),
@@ -143,6 +147,10 @@ pub struct DraftSection {
     pub top_p: f64,
     /// Only this many best tokens are drawn from, 0 for all; default 0.
     pub top_k: usize,
+    /// Only tokens at least this probable relative to the best one are drawn from, 0 for all; default 0.
+    pub min_p: f64,
+    /// Logits of tokens that prompt or draft already have are divided by this, 1 for none; default 1.
+    pub repetition_penalty: f64,
     /// Longest draft, in tokens; default 512.
     pub max_tokens: usize,
     /// How often a row is drafted anew when nothing usable is left of its draft; default 1.
@@ -155,6 +163,8 @@ impl Default for DraftSection {
             temperature: 0.7,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
             max_tokens: 512,
             retries: 1,
         }
@@ -176,6 +186,10 @@ pub struct VerifySection {
     pub top_p: f64,
     /// `generate` only: number of best tokens, 0 for all; default 0.
     pub top_k: usize,
+    /// `generate` only: least probability relative to the best token, 0 for all; default 0.
+    pub min_p: f64,
+    /// `generate` only: penalty of tokens already there, 1 for none; default 1.
+    pub repetition_penalty: f64,
     /// `generate` only: longest judgement, in tokens; default 256.
     pub max_tokens: usize,
 }
@@ -188,6 +202,8 @@ impl Default for VerifySection {
             temperature: 0.7,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
             max_tokens: 256,
         }
     }
@@ -214,6 +230,13 @@ pub struct RespondSection {
     pub top_p: f64,
     /// Number of best tokens, 0 for all; default 0.
     pub top_k: usize,
+    /// Least probability relative to the best token, 0 for all; default 0.
+    pub min_p: f64,
+    /// Penalty of tokens already there, 1 for none; default 1.
+    pub repetition_penalty: f64,
+    /// How many of the model's best tokens are kept with their log-probabilities at each place of the answer, for
+    /// distillation from the data set; default 0, which keeps none. About 14 bytes each.
+    pub teacher_top_k: usize,
     /// Longest answer, in tokens; default 1024.
     pub max_tokens: usize,
 }
@@ -224,6 +247,9 @@ impl Default for RespondSection {
             temperature: 0.7,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            teacher_top_k: 0,
             max_tokens: 1024,
         }
     }

@@ -166,6 +166,9 @@ impl Client {
             temperature: sampling.temperature,
             top_p: sampling.top_p,
             top_k: (sampling.top_k > 0).then_some(sampling.top_k),
+            min_p: (sampling.min_p > 0.0).then_some(sampling.min_p),
+            repetition_penalty: (sampling.repetition_penalty != 1.0)
+                .then_some(sampling.repetition_penalty),
             max_tokens: sampling.max_tokens,
             seed: prompt.seed & SEED_BITS,
         };
@@ -224,9 +227,13 @@ struct Body<'a> {
     messages: &'a [Message],
     temperature: f64,
     top_p: f64,
-    /// No key of OpenAI's, but of vLLM and others; sent only when set.
+    /// These three are no keys of OpenAI's, but of vLLM and others; sent only when set.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_k: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_p: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repetition_penalty: Option<f64>,
     max_tokens: usize,
     seed: u64,
 }
@@ -268,6 +275,7 @@ fn read(text: &str) -> Result<Reply, String> {
         finished: !["length", "content_filter", "abort"].contains(&finish),
         prompt_tokens: usage.prompt_tokens,
         reply_tokens: usage.completion_tokens,
+        teacher: None,
     })
 }
 

@@ -15,3 +15,4 @@ mod server;
 mod shards;
 mod sources;
 mod stats;
+mod teacher;

@@ -79,6 +79,7 @@ fn write(prompt: &Prompt) -> Outcome<Reply> {
     let reply = |text: String, finished| {
         let reply_tokens = text.split_whitespace().count();
         Outcome::Done(Reply {
+            teacher: None,
             text,
             finished,
             prompt_tokens: 100,
