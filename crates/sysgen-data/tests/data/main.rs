@@ -6,6 +6,7 @@ mod endpoint;
 mod export;
 mod external;
 mod formats;
+mod fuzz;
 mod golden;
 mod hub;
 mod phases;

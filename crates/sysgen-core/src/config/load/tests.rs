@@ -154,8 +154,8 @@ fn a_wrong_type_or_word_is_named_with_what_is_allowed() {
             "x.toml:7: method = \"reft\" in [train] is not allowed; expected `full`, `lora`, `qlora`",
         ),
         (
-            "[generate]\nengine = \"openai\"",
-            "x.toml:7: engine = \"openai\" in [generate] is not allowed; expected `local`",
+            "[generate]\nengine = \"vllm\"",
+            "x.toml:7: engine = \"vllm\" in [generate] is not allowed; expected `local` or `openai`",
         ),
         (
             "weights = \"twice\"",
@@ -411,4 +411,51 @@ fn what_a_data_section_asks_for_must_fit_together() {
         data("[data.columns]\nanser = \"a\""),
         "x.toml:7: unknown key `anser` in [data.columns]; did you mean `answer`?",
     );
+}
+
+#[test]
+fn an_endpoint_needs_a_name_and_no_model_folder() {
+    let endpoint = |lines: &str, overrides: &[&str]| {
+        let start = START.replace("[model]\npath = \"FOLDER/model\"\n", "");
+        load(
+            &format!(
+                "{start}[generate]\nengine = \"openai\"\n[generate.verify]\nmethod = \"generate\"\n{lines}"
+            ),
+            overrides,
+        )
+    };
+    assert!(endpoint("[generate.openai]\nmodel = \"m\"", &[]).is_ok());
+    refused(
+        endpoint("", &[]),
+        "x.toml:4: model in [generate.openai] is missing; add the name the endpoint knows the model by, model = \"…\"",
+    );
+    refused(
+        endpoint(
+            "[generate.openai]\nmodel = \"m\"\nbase_url = \"localhost:8000\"",
+            &[],
+        ),
+        "x.toml:10: base_url = \"localhost:8000\" in [generate.openai] must begin with http:// or https://",
+    );
+    refused(
+        endpoint(
+            "[generate.openai]\nmodel = \"m\"",
+            &["generate.openai.max_failures=0"],
+        ),
+        "--set generate.openai.max_failures=0: max_failures = 0 in [generate.openai] must be at least 1",
+    );
+    let trained = endpoint("[generate.openai]\nmodel = \"m\"\n[train]", &[]);
+    assert!(trained.unwrap_err().contains("path in [model] is missing"));
+}
+
+#[test]
+fn data_sets_of_the_hub_are_for_generate() {
+    let hub = START.replace("FOLDER/rows.jsonl", "openai/gsm8k");
+    assert!(load(&format!("{hub}[generate]"), &[]).is_ok());
+    refused(
+        load(&format!("{hub}[train]"), &[]),
+        "x.toml:5: path = \"openai/gsm8k\" in [data] is no file, and data sets of the Hub are read by [generate] only",
+    );
+    let missing = START.replace("FOLDER/rows.jsonl", "data/gone.jsonl");
+    let error = load(&format!("{missing}[generate]"), &[]).unwrap_err();
+    assert!(error.contains("does not exist"), "{error}");
 }
