@@ -19,9 +19,6 @@ use crate::dataset::{Line, Turn};
 use crate::input::Places;
 use crate::open::DataSet;
 
-/// Rows of one reason that are named; the others are only counted.
-const NAMED: usize = 5;
-
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -198,10 +195,7 @@ impl Exported {
 
     fn leave_out(&mut self, line: &Line, reason: &str) {
         let places = self.left_out.entry(reason.to_string()).or_default();
-        places.count += 1;
-        if places.first.len() < NAMED {
-            places.first.push(line.sysgen.id.clone());
-        }
+        places.add(|| line.sysgen.id.clone());
     }
 }
 
@@ -234,17 +228,7 @@ impl fmt::Display for Exported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} rows", self.rows)?;
         for (reason, places) in &self.left_out {
-            let more = if places.count > places.first.len() {
-                ", …"
-            } else {
-                ""
-            };
-            write!(
-                f,
-                "\n{} left out, {reason}: {}{more}",
-                places.count,
-                places.first.join(", ")
-            )?;
+            write!(f, "\n{} left out, {reason}: {places}", places.count)?;
         }
         if self.with_context > 0 {
             write!(

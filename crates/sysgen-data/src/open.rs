@@ -16,8 +16,6 @@ use crate::pipeline::dataset_path;
 
 /// Lines that are read and parsed together.
 const CHUNK: usize = 1024;
-/// Damaged lines that are named; the others are only counted.
-const NAMED: usize = 5;
 
 /// A `dataset.jsonl` with what its folder says of it.
 #[derive(Debug)]
@@ -122,13 +120,10 @@ impl DataSet {
                 match line {
                     Ok(line) => whole.push(line),
                     Err(error) => {
-                        damaged.count += 1;
-                        if damaged.first.len() < NAMED {
-                            damaged.first.push(match number {
-                                0 => error.to_string(),
-                                number => format!("line {number}: {error}"),
-                            });
-                        }
+                        damaged.add(|| match number {
+                            0 => error.to_string(),
+                            number => format!("line {number}: {error}"),
+                        });
                     }
                 }
             }
@@ -140,22 +135,15 @@ impl DataSet {
         }
         if readable == 0 {
             bail!(
-                "{} is no data set of this program: {}",
-                self.path.display(),
-                damaged.first.join("; ")
+                "{} is no data set of this program: {damaged}",
+                self.path.display()
             );
         }
         if damaged.count > 0 {
             tracing::warn!(
-                "{}: {} damaged lines are left out ({}{})",
+                "{}: {} damaged lines are left out ({damaged})",
                 self.path.display(),
-                damaged.count,
-                damaged.first.join("; "),
-                if damaged.count > damaged.first.len() {
-                    "; …"
-                } else {
-                    ""
-                }
+                damaged.count
             );
         }
         Ok(damaged)

@@ -9,6 +9,7 @@ mod formats;
 mod fuzz;
 mod golden;
 mod hub;
+mod mutations;
 mod phases;
 mod resume;
 mod scripted;
