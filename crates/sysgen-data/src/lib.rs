@@ -11,6 +11,7 @@ mod respond;
 pub mod tag;
 pub mod verify;
 
+mod card;
 mod dataset;
 mod engine;
 pub mod environment;
@@ -28,6 +29,7 @@ mod shard;
 pub mod stats;
 mod steps;
 mod summary;
+mod throughput;
 
 pub use engine::{is_complete, merge, run, run_shard};
 pub use environment::Environment;

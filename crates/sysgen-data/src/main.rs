@@ -10,7 +10,6 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
-use sysgen_core::files::write_atomically;
 use sysgen_core::{RunConfig, interrupt, tell};
 use sysgen_data::{Environment, Shard, Summary};
 use sysgen_model::{catch_out_of_memory, doing};
@@ -193,10 +192,6 @@ fn start(arguments: &RunArguments, work: impl FnOnce(&RunConfig) -> Result<Summa
         return Ok(());
     }
     let summary = work(&config)?;
-    let effective = config.generated_data_dir().join("config.toml");
-    write_atomically(&effective, |file| {
-        file.write_all(config.to_toml().as_bytes())
-    })?;
     if !summary.interrupted && !summary.other_shards && !arguments.quiet {
         show(&summary);
     }

@@ -15,6 +15,7 @@ use sysgen_core::hash::hash_file;
 use sysgen_core::jsonl::write_jsonl;
 use sysgen_core::{OutputLock, interrupt, lock_output};
 
+use crate::card;
 use crate::dataset;
 use crate::generator::{Generator, Judgement, Outcome, Prompt};
 use crate::input::{self, Input, Row};
@@ -24,6 +25,7 @@ use crate::progress::Progress;
 use crate::shard::Shard;
 use crate::steps::{Plan, Request, Step};
 use crate::summary::{Sample, Summary};
+use crate::throughput::Throughput;
 
 /// Rows in flight per slot of the engine: enough that a slot which is free early finds another request.
 const ROWS_PER_SLOT: usize = 16;
@@ -223,12 +225,17 @@ fn write_dataset(
     written?;
     manifest.funnel.add_up();
     manifest.dataset_hash = hash_file(&summary.dataset)?;
-    manifest.write(&manifest_path(config))?;
-    write_timing(
-        &config.generated_data_dir(),
-        summary.tokens,
-        summary.seconds,
+    let directory = config.generated_data_dir();
+    card::write(
+        &directory,
+        config,
+        generate,
+        session.plan,
+        &model.name,
+        &manifest,
     )?;
+    manifest.write(&manifest_path(config))?;
+    write_timing(&directory, summary.tokens, summary.seconds)?;
     summary.funnel = manifest.funnel;
     summary.tags = manifest.tags;
     if summary.funnel.kept == 0 {
@@ -349,7 +356,8 @@ impl Session<'_> {
             waiting.len()
         );
         let expected = waiting.iter().map(|row| self.answers_to_come(row)).sum();
-        let mut progress = Progress::new(rows.len(), done, expected);
+        let throughput = Throughput::of(&summary.dataset.with_file_name(""));
+        let mut progress = Progress::new(rows.len(), done, expected, throughput);
         let mut outcome = Ok(());
         let mut unanswered = BTreeMap::new();
         for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::throughput::Throughput;
+
 /// Between two lines when there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -17,11 +19,17 @@ pub(crate) struct Progress {
     tokens: usize,
     started: Instant,
     last_line: Instant,
+    throughput: Throughput,
 }
 
 impl Progress {
     /// Of `rows` rows, `done` need nothing more; the others need about `answers_expected` answers.
-    pub(crate) fn new(rows: usize, done: usize, answers_expected: usize) -> Progress {
+    pub(crate) fn new(
+        rows: usize,
+        done: usize,
+        answers_expected: usize,
+        throughput: Throughput,
+    ) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len} rows  {msg}");
             let bar = ProgressBar::new(rows as u64);
@@ -39,6 +47,7 @@ impl Progress {
             tokens: 0,
             started: now,
             last_line: now,
+            throughput,
         }
     }
 
@@ -55,7 +64,8 @@ impl Progress {
         self.show();
     }
 
-    pub(crate) fn finish(&self) {
+    pub(crate) fn finish(&mut self) {
+        self.throughput.note_now(self.rows_done, self.tokens);
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
@@ -75,6 +85,7 @@ impl Progress {
     }
 
     fn show(&mut self) {
+        self.throughput.note(self.rows_done, self.tokens);
         if let Some(bar) = &self.bar {
             bar.set_position(self.rows_done as u64);
             bar.set_message(self.message());

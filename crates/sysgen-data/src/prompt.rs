@@ -15,6 +15,8 @@ const USER_MARK: &str = "--- user ---";
 pub(crate) struct PromptFile {
     system: String,
     user: String,
+    /// The file as it is.
+    pub(crate) text: String,
     /// blake3 of the file's bytes.
     pub(crate) hash: String,
 }
@@ -74,6 +76,7 @@ impl PromptFile {
         PromptFile {
             system: system.trim().to_string(),
             user: user.trim().to_string(),
+            text: text.to_string(),
             hash,
         }
     }

@@ -102,6 +102,14 @@ impl Plan {
         [&self.draft_prompt.hash, &self.verify_prompt.hash]
     }
 
+    /// The prompt files by the phase they are for.
+    pub(crate) fn prompt_texts(&self) -> [(&'static str, &str); 2] {
+        [
+            (Phase::Draft.name(), &self.draft_prompt.text),
+            (Phase::Verify.name(), &self.verify_prompt.text),
+        ]
+    }
+
     /// The seed of one request. 53 bits, because the data set names it and many JSON readers hold
     /// numbers as doubles.
     pub(crate) fn seed(&self, row: &Row, phase: Phase, attempt: usize) -> u64 {
