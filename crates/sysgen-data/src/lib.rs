@@ -25,6 +25,7 @@ mod openai;
 mod pipeline;
 mod progress;
 mod prompt;
+pub mod report;
 mod shard;
 pub mod stats;
 mod steps;

@@ -36,6 +36,7 @@ Examples:
   sysgen-data merge --config run.toml                           the data set of shards that are all done
   sysgen-data stats runs/quickstart                            the paper's tables for what was generated
   sysgen-data export runs/quickstart --format parquet -o rows.parquet
+  sysgen-data report runs/quickstart                           one HTML page: charts, and every row
   sysgen-data bench --model runs/quickstart/export             how fast this machine writes
 
 Writes <output_dir>/data/dataset.jsonl and manifest.json. Run the same command again to go on after
@@ -61,6 +62,8 @@ enum Command {
     Stats(output::StatsArguments),
     /// Writes a finished data set in a format of other programs.
     Export(output::ExportArguments),
+    /// Writes one HTML page about a finished data set: charts, and every row to look at.
+    Report(output::ReportArguments),
 }
 
 /// What a cluster gave this process, or what was written.
@@ -124,6 +127,10 @@ fn main() -> ExitCode {
         (Some(Command::Export(arguments)), _) => {
             start_log("info");
             output::export_rows(arguments)
+        }
+        (Some(Command::Report(arguments)), _) => {
+            start_log("info");
+            output::write_report(arguments)
         }
         (None, Some(run)) => {
             start_log(run.level());

@@ -1,4 +1,4 @@
-//! The commands that read a finished data set: `stats`, `export`. The command line only.
+//! The commands that read a finished data set: `stats`, `export`, `report`. The command line only.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use clap::Args;
 use sysgen_core::{RunConfig, tell};
 use sysgen_data::export::{Format, export};
 use sysgen_data::open::DataSet;
+use sysgen_data::report::report;
 use sysgen_data::stats::statistics;
 
 /// Which data set is meant.
@@ -77,5 +78,29 @@ pub(crate) fn export_rows(arguments: &ExportArguments) -> Result<()> {
     let (data_set, _) = arguments.which.open()?;
     let exported = export(&data_set, arguments.format, &arguments.output)?;
     tell(format_args!("{}: {exported}", arguments.output.display()));
+    Ok(())
+}
+
+#[derive(Args)]
+pub(crate) struct ReportArguments {
+    #[command(flatten)]
+    which: Which,
+    /// The page; `report.html` beside the data set without it.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// `sysgen-data report`.
+pub(crate) fn write_report(arguments: &ReportArguments) -> Result<()> {
+    let (data_set, _) = arguments.which.open()?;
+    let beside = || data_set.directory().join("report.html");
+    let output = arguments.output.clone().unwrap_or_else(beside);
+    let reported = report(&data_set, &output)?;
+    tell(format_args!(
+        "{}: {} rows, {:.1} MB; open it in a browser",
+        output.display(),
+        reported.rows,
+        reported.bytes as f64 / 1e6
+    ));
     Ok(())
 }

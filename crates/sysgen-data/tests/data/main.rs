@@ -12,6 +12,7 @@ mod golden;
 mod hub;
 mod mutations;
 mod phases;
+mod report;
 mod resume;
 mod scripted;
 mod server;
