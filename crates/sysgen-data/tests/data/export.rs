@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::{ListAccessor, RowAccessor};
 use serde_json::Value;
 use sysgen_core::config::DataSection;
 use sysgen_core::message::{Message, Role};
@@ -69,24 +67,6 @@ fn read_back(path: &Path) -> Vec<(String, Vec<Message>)> {
         .collect()
 }
 
-fn read_parquet(path: &Path) -> Vec<(String, Vec<Message>)> {
-    let reader = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
-    let rows = reader.get_row_iter(None).unwrap().map(|row| {
-        let row = row.unwrap();
-        let messages = row.get_list(1).unwrap();
-        let messages = (0..messages.len()).map(|i| {
-            let message = messages.get_group(i).unwrap();
-            let role = serde_json::from_value(message.get_string(0).unwrap().as_str().into());
-            Message {
-                role: role.unwrap(),
-                content: message.get_string(1).unwrap().clone(),
-            }
-        });
-        (row.get_string(0).unwrap().clone(), messages.collect())
-    });
-    rows.collect()
-}
-
 #[test]
 fn every_format_is_read_back_as_the_same_rows() {
     let bench = Bench::new();
@@ -111,7 +91,7 @@ fn every_format_is_read_back_as_the_same_rows() {
         }
         let path = bench.folder.path().join("exported.parquet");
         export(&data_set, Format::Parquet, &path).unwrap();
-        assert_eq!(read_parquet(&path), rows, "{output} parquet");
+        assert_eq!(read_back(&path), rows, "{output} parquet");
     }
 }
 
