@@ -164,7 +164,8 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if high > low {
         (low, high)
     } else {
-        (low - 0.5, low + 0.5)
+        let around = (0.5 * low.abs()).max(1e-3);
+        (low - around, low + around)
     }
 }
 

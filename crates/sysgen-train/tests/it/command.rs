@@ -212,3 +212,86 @@ fn a_dry_run_prints_the_effective_config_and_writes_nothing() {
     );
     assert!(!folder.dir.path().join("run").exists());
 }
+
+/// A limit on file sizes stands for the full disk: writing fails in the middle of a checkpoint, whoever runs the test.
+#[test]
+fn a_checkpoint_that_cannot_be_written_leaves_the_last_good_one_and_says_so() {
+    let folder =
+        Folder::new("max_steps = 40\nsave_steps = 3\nsave_total_limit = 0\nlogging_steps = 40");
+    let child = folder
+        .command(&[])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for(&folder.path("checkpoint-3/trainer_state.json"));
+    interrupt(&child, "-TERM");
+    succeeds(&child.wait_with_output().unwrap());
+    let newest = |folder: &Folder| sysgen_train::checkpoint::find(&folder.path("")).unwrap();
+    let before = newest(&folder).complete.pop().unwrap();
+    assert!(
+        before.state.progress.step < 40,
+        "it finished before the signal"
+    );
+    let limited = Command::new("bash")
+        .current_dir(folder.dir.path())
+        .args(["-c", "trap '' XFSZ; ulimit -f 40; exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_sysgen-train"))
+        .args(["--config", "c.toml"])
+        .output()
+        .unwrap();
+    let (_, stderr) = text(&limited);
+    assert!(
+        !limited.status.success() && !stderr.contains("panicked"),
+        "{stderr}"
+    );
+    let name = before
+        .path
+        .file_name()
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
+    assert!(
+        stderr.contains("training stops") && stderr.contains(&name),
+        "{stderr}"
+    );
+    let after = newest(&folder);
+    assert_eq!(after.complete.last().unwrap().path, before.path);
+    assert!(after.incomplete.is_empty(), "{:?}", after.incomplete);
+    // With room again the same command goes on.
+    succeeds(&folder.run(&["-q"]));
+}
+
+#[test]
+fn trace_goes_from_a_step_to_its_rows_and_back_and_the_run_leaves_its_pages() {
+    let folder = Folder::new(
+        "max_steps = 6\neval_steps = 3\nobedience_probe = true\nreport_to = \"tensorboard\"",
+    );
+    succeeds(&folder.run(&[]));
+    let rows = succeeds(&folder.run(&["trace", "--step", "2"]));
+    let row = rows
+        .lines()
+        .nth(2)
+        .unwrap()
+        .split_whitespace()
+        .last()
+        .unwrap()
+        .to_string();
+    let steps = succeeds(&folder.run(&["trace", "--row", &row]));
+    assert!(
+        steps
+            .lines()
+            .any(|line| line.trim_start().starts_with("2 ")),
+        "{row}: {steps}"
+    );
+    let (_, stderr) = text(&folder.run(&["trace", "--row", "nobody"]));
+    assert!(stderr.contains("trained on row nobody"), "{stderr}");
+    let report = std::fs::read_to_string(folder.path("report.html")).unwrap();
+    assert!(
+        report.contains("share of fixed system messages obeyed"),
+        "{report}"
+    );
+    let samples = std::fs::read_to_string(folder.path("samples.jsonl")).unwrap();
+    assert_eq!(samples.lines().count(), 2);
+    assert_eq!(std::fs::read_dir(folder.path("runs")).unwrap().count(), 1);
+}
