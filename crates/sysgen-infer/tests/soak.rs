@@ -34,7 +34,7 @@ fn memory_is_flat_over_twenty_thousand_requests() {
     let request = |i: u64| {
         // No two prompts are alike; their first blocks sometimes are.
         let id = |j: u64| ((i / (1 + j % 3) * 31 + j * 17) % vocab_size) as u32;
-        let length = if i % 4 == 0 { 18 + i % 5 } else { 3 };
+        let length = if i.is_multiple_of(4) { 18 + i % 5 } else { 3 };
         let sampling = Sampling {
             temperature: 1.0,
             seed: i,

@@ -38,7 +38,7 @@ vectorised! {
         for chunk in chunks {
             for i in 0..LANES {
                 lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-                ordered[i] &= chunk[i] == chunk[i];
+                ordered[i] &= !chunk[i].is_nan();
             }
         }
         for (i, &value) in rest.iter().enumerate() {

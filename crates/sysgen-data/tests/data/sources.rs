@@ -8,7 +8,13 @@ use sysgen_data::input::read;
 use crate::scripted::Bench;
 
 /// Config, Hub id, two rows in the set's shape (written for this test), and the questions and answers they are.
-const SOURCES: [(&str, &str, &str, &[(&str, &str)]); 5] = [
+type Source = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+const SOURCES: [Source; 5] = [
     (
         "capybara",
         "LDJnr/Capybara",

@@ -168,19 +168,19 @@ vectorised! {
             let keys = &view.keys[start + offset..start + block_size * head_size];
             let mut row = 0;
             while row < rows {
-                // Past the last row, the last one once more.
+                // Past the last row, the first one once more.
                 let mut taken = [row; SUMS];
-                for i in 1..SUMS {
-                    taken[i] = if row + i < rows { row + i } else { row };
+                for (i, taken) in taken.iter_mut().enumerate() {
+                    *taken = if row + i < rows { row + i } else { row };
                 }
                 let mut sums = [[0.0f32; LANES]; SUMS];
                 if row + 1 < rows {
                     for d in 0..head_size {
                         let key = &keys[d * block_size..d * block_size + LANES];
-                        for i in 0..SUMS {
-                            let number = q[taken[i] * head_size + d];
-                            for lane in 0..LANES {
-                                sums[i][lane] = number.mul_add(key[lane], sums[i][lane]);
+                        for (sums, row) in sums.iter_mut().zip(taken) {
+                            let number = q[row * head_size + d];
+                            for (sum, &key) in sums.iter_mut().zip(key) {
+                                *sum = number.mul_add(key, *sum);
                             }
                         }
                     }
@@ -188,16 +188,14 @@ vectorised! {
                     for d in 0..head_size {
                         let key = &keys[d * block_size..d * block_size + LANES];
                         let number = q[row * head_size + d];
-                        for lane in 0..LANES {
-                            sums[0][lane] = number.mul_add(key[lane], sums[0][lane]);
+                        for (sum, &key) in sums[0].iter_mut().zip(key) {
+                            *sum = number.mul_add(key, *sum);
                         }
                     }
                 }
-                for i in 0..SUMS {
-                    if row + i < rows {
-                        let target = (row + i) * length + number * LANES;
-                        scores[target..target + LANES].copy_from_slice(&sums[i]);
-                    }
+                for (row, sums) in (row..rows).zip(&sums) {
+                    let target = row * length + number * LANES;
+                    scores[target..target + LANES].copy_from_slice(sums);
                 }
                 row += SUMS;
             }
