@@ -2,6 +2,7 @@
 //! before any weight is loaded (`load`, `check`); nothing reads TOML afterwards.
 
 mod check;
+mod distill;
 mod generate;
 mod load;
 mod model;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use distill::{CrossTokenizer, DistillSection, DivergenceKind};
 pub use generate::{
     DraftSection, Engine, GenerateSection, OpenaiSection, RespondSection, TagRules, Variant,
     VerifyMethod, VerifySection,
@@ -45,6 +47,9 @@ pub struct RunConfig {
     /// Present: train.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<TrainSection>,
+    /// Present: training also learns from a teacher's probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillSection>,
     /// Present: export.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub export: Option<ExportSection>,
@@ -93,6 +98,7 @@ impl RunConfig {
         RunConfig {
             generate: Some(GenerateSection::default()),
             train: Some(TrainSection::default()),
+            distill: Some(DistillSection::default()),
             export: Some(ExportSection::default()),
             ..RunConfig::default()
         }

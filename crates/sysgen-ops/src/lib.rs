@@ -10,6 +10,7 @@ mod backward;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod device;
+mod distill;
 pub mod distribution;
 mod dropout;
 mod dynamic;
@@ -38,6 +39,7 @@ pub use attention::{
 };
 pub use backward::backward;
 pub use cross_entropy::linear_cross_entropy;
+pub use distill::{Distillation, Divergence, Teacher, TopK, linear_distillation};
 pub use dropout::{Dropout, dropout};
 pub use gated::{geglu_tanh, swiglu};
 pub use linear::linear;
@@ -51,6 +53,7 @@ pub use rows::add_rows;
 pub mod reference {
     pub use crate::attention::reference as attention;
     pub use crate::cross_entropy::reference as linear_cross_entropy;
+    pub use crate::distill::reference as linear_distillation;
     pub use crate::dropout::reference as dropout;
     pub use crate::gated::{geglu_tanh_reference as geglu_tanh, swiglu_reference as swiglu};
     pub use crate::linear::reference as linear;

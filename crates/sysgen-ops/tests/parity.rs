@@ -8,10 +8,10 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor};
 use common::{close, numbers, tensor};
 use sysgen_ops::{
-    AdamW, Adapter, AttentionShape, Dropout, LinearWeight, Moments, Nf4, PagedCache, PagedRun,
-    PagedShape, Segments, adamw_step, add_rows, attention, backward, geglu_tanh, linear,
-    linear_cross_entropy, lora_linear, merged, nf4_linear, reference, rms_norm, rope, squared_norm,
-    swiglu,
+    AdamW, Adapter, AttentionShape, Distillation, Divergence, Dropout, LinearWeight, Moments, Nf4,
+    PagedCache, PagedRun, PagedShape, Segments, Teacher, TopK, adamw_step, add_rows, attention,
+    backward, geglu_tanh, linear, linear_cross_entropy, linear_distillation, lora_linear, merged,
+    nf4_linear, reference, rms_norm, rope, squared_norm, swiglu,
 };
 
 /// Output and the gradients of all inputs, for a loss of the output weighted with fixed random numbers.
@@ -211,6 +211,82 @@ fn lora_reference(
 ) -> Tensor<2> {
     let weight = LinearWeight::Dense(weight.dense().autodiff());
     reference::lora_linear(x, &weight, bias, adapter)
+}
+
+#[test]
+fn linear_distillation_agrees() {
+    let kinds = [
+        Divergence::ForwardKl,
+        Divergence::ReverseKl,
+        Divergence::Jsd(0.1),
+        Divergence::Jsd(0.5),
+        Divergence::Uld,
+    ];
+    // The last two: the teacher has fewer words, or more.
+    for (positions, dim, vocab, teacher_vocab) in [
+        (1, 4, 5, 5),
+        (7, 33, 65, 65),
+        (70, 20, 40, 33),
+        (9, 20, 33, 40),
+    ] {
+        let targets: Vec<u32> = (0..positions as u32)
+            .map(|i| i * 7 % 33 % vocab as u32)
+            .collect();
+        for (kind, stored) in kinds
+            .into_iter()
+            .flat_map(|kind| [(kind, false), (kind, true)])
+        {
+            if stored && kind == Divergence::Uld {
+                continue;
+            }
+            let run =
+                |op: fn(Tensor<2>, Tensor<2>, &[u32], &Teacher, Distillation) -> Tensor<1>| {
+                    pass(&[&[positions, dim], &[vocab, dim]], |x| {
+                        let device = Device::flex();
+                        let teacher = if stored {
+                            top_words(positions, 3)
+                        } else {
+                            Teacher::Hidden {
+                                hidden: tensor(11, [positions, 8], &device),
+                                head: tensor(12, [teacher_vocab, 8], &device),
+                                softcap: Some(5.0),
+                            }
+                        };
+                        let settings = Distillation {
+                            divergence: kind,
+                            temperature: if stored { 1.0 } else { 2.0 },
+                            weight: 0.7,
+                            cross_entropy_weight: 0.3,
+                            softcap: Some(3.0),
+                        };
+                        op(
+                            x[0].clone().reshape([positions, dim]),
+                            x[1].clone().reshape([vocab, dim]),
+                            &targets,
+                            &teacher,
+                            settings,
+                        )
+                    })
+                };
+            let name = format!("{kind:?}, stored {stored}, {positions}x{dim}x{vocab}");
+            same(
+                &name,
+                run(linear_distillation),
+                run(reference::linear_distillation),
+            );
+        }
+    }
+}
+
+/// Three likely words of every position.
+fn top_words(positions: usize, k: usize) -> Teacher {
+    let words = (0..positions).flat_map(|at| (0..k).map(move |i| ((at + i) % 5) as u32));
+    let shares = (0..positions * k).map(|i| (0.1f32 + 0.05 * (i % 4) as f32).ln());
+    Teacher::Top(Arc::new(TopK {
+        k,
+        ids: words.collect(),
+        log_probabilities: shares.collect(),
+    }))
 }
 
 #[test]

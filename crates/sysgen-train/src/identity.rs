@@ -64,6 +64,9 @@ pub fn identity(
         let files = method::adapter_files(&train.lora_adapter)?;
         say("adapter files", hash_bytes(files.as_bytes()));
     }
+    if let Some(distill) = &config.distill {
+        say_distill(distill, &mut |key, value| drop(say(key, value)))?;
+    }
     if let Some(section) = &config.train
         && let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(section)
     {
@@ -76,6 +79,26 @@ pub fn identity(
         }
     }
     Ok(identity)
+}
+
+/// The teacher by its config's content and the sizes of its weights, and how it is learnt from.
+fn say_distill(
+    distill: &sysgen_core::config::DistillSection,
+    say: &mut impl FnMut(&str, String),
+) -> Result<()> {
+    if let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(distill) {
+        for (key, value) in &keys {
+            say(&format!("distill.{key}"), word(value));
+        }
+    }
+    if !distill.teacher.as_os_str().is_empty() {
+        let mut lines = vec![sysgen_core::hash::hash_file(
+            &distill.teacher.join("config.json"),
+        )?];
+        lines.extend(weight_files(&distill.teacher)?);
+        say("teacher files", hash_bytes(lines.join("\n").as_bytes()));
+    }
+    Ok(())
 }
 
 /// Keys that say nothing where no adapter is trained.

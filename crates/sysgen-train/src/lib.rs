@@ -7,10 +7,12 @@
 //!
 //! It knows nothing of how the data came to be, nor of generating text: only the `sysgen-train` binary does.
 
+pub mod align;
 pub mod batch;
 pub mod check;
 pub mod check_page;
 pub mod checkpoint;
+pub mod distill;
 pub mod example;
 pub mod export;
 pub mod identity;
@@ -29,6 +31,7 @@ pub mod rows;
 pub mod run;
 pub mod schedule;
 pub mod show;
+pub mod stored_teacher;
 pub mod tensorboard;
 pub mod trainer;
 pub mod variant;

@@ -12,6 +12,7 @@ use sysgen_core::{RunConfig, lock_output, tell};
 use sysgen_model::{Decoder, Device, device, doing};
 use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
+use sysgen_train::distill;
 use sysgen_train::export::Export;
 use sysgen_train::identity::identity;
 use sysgen_train::method;
@@ -174,13 +175,24 @@ fn train(
     let resumed = checkpoint_to_resume(&config.output_dir, &identity)?;
     write_config(config)?;
     data.show_one_row();
+    let distiller = match &config.distill {
+        None => None,
+        Some(distill) => {
+            doing("loading the teacher");
+            let (rows, examples) = (&data.rows.train, &data.train.examples);
+            let vocab = data.model.vocab_size;
+            let found =
+                distill::distiller(config, distill, &data.chat, vocab, rows, examples, device)?;
+            Some(found)
+        }
+    };
     let mut untrained = None;
     let mut samples = samples::before(&config.output_dir, &identity, &data.chat, asked, || {
         let decoder = load_model(config, train, device)?;
         untrained = Some(decoder.clone());
         Ok(decoder)
     })?;
-    let (trainer, progress) = match &resumed {
+    let (mut trainer, progress) = match &resumed {
         Some(checkpoint) => {
             tracing::info!("going on from {}", checkpoint.path.display());
             untrained = None;
@@ -198,6 +210,7 @@ fn train(
         }
     };
     drop(untrained);
+    trainer.distiller = distiller;
     doing("training");
     match run.train(trainer, progress, None)? {
         Outcome::Finished(finished) => {

@@ -9,6 +9,7 @@ use sysgen_model::{Decoder, Pass};
 use sysgen_ops::linear_cross_entropy;
 
 use crate::batch::Batch;
+use crate::distill::Distiller;
 use crate::optim::{GradientSum, Optimizer, clip_coefficient};
 
 /// A model in training.
@@ -22,6 +23,8 @@ pub struct Trainer {
     pub gradient_checkpointing: bool,
     /// Start of the random numbers of adapters' dropout.
     pub seed: u64,
+    /// The teacher whose probabilities are learnt from beside the data, if there is one.
+    pub distiller: Option<Distiller>,
 }
 
 /// What a step did.
@@ -50,6 +53,7 @@ impl Trainer {
             max_grad_norm,
             gradient_checkpointing: false,
             seed: 0,
+            distiller: None,
         }
     }
 
@@ -85,7 +89,10 @@ impl Trainer {
                 &batch.tokens,
                 self.pass(index),
                 |hidden, head| {
-                    let losses = position_losses(hidden, head, batch, weight, softcap);
+                    let losses = match &self.distiller {
+                        None => position_losses(hidden, head, batch, weight, softcap),
+                        Some(distiller) => distiller.losses(hidden, head, batch, weight, softcap),
+                    };
                     of_positions[index] = Some(losses.clone().inner());
                     losses.sum()
                 },
@@ -174,10 +181,15 @@ fn position_losses(
     weight: f32,
     softcap: Option<f32>,
 ) -> Tensor<1> {
-    let [rows, time, dim] = hidden.dims();
-    let predict_at: Vec<i64> = batch.predict_at.iter().map(|&at| i64::from(at)).collect();
-    let predict_at = TensorData::new(predict_at, [batch.predict_at.len()]);
-    let predict_at = Tensor::<1, Int>::from_data(predict_at, &hidden.device());
-    let supervised = hidden.reshape([rows * time, dim]).select(0, predict_at);
+    let supervised = select(hidden, &batch.predict_at);
     linear_cross_entropy(supervised, head, &batch.targets, weight, softcap)
+}
+
+/// The hidden states at some flat positions, `[positions, dim]`.
+pub(crate) fn select(hidden: Tensor<3>, at: &[u32]) -> Tensor<2> {
+    let [rows, time, dim] = hidden.dims();
+    let at: Vec<i64> = at.iter().map(|&at| i64::from(at)).collect();
+    let count = at.len();
+    let at = Tensor::<1, Int>::from_data(TensorData::new(at, [count]), &hidden.device());
+    hidden.reshape([rows * time, dim]).select(0, at)
 }

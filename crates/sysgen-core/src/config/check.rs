@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 
 use super::origin::{Origins, key_and_section};
 use super::{
-    ALL_LINEAR, AdapterExport, BestMetric, DataSection, Engine, GenerateSection, HubDataset,
-    RunConfig, TrainSection, Variant, VerifyMethod,
+    ALL_LINEAR, AdapterExport, BestMetric, DataSection, DistillSection, Engine, GenerateSection,
+    HubDataset, RunConfig, TrainSection, Variant, VerifyMethod,
 };
 
 /// A file repeated more often than this in one epoch is a slip of the pen.
@@ -78,6 +78,9 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
     }
     if let Some(train) = &config.train {
         check_train(train, &given)?;
+    }
+    if let Some(distill) = &config.distill {
+        check_distill(distill, config.train.is_some(), &given)?;
     }
     if config.export.is_some() {
         let path = config.export_path();
@@ -245,6 +248,43 @@ fn check_generate(generate: &GenerateSection, given: &Given) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+fn check_distill(distill: &DistillSection, trains: bool, given: &Given) -> Result<()> {
+    given.check(
+        trains,
+        "distill.divergence",
+        "…",
+        "needs a [train] section: [distill] says what training learns from",
+    )?;
+    let stored = distill.teacher.as_os_str().is_empty();
+    if !stored {
+        given.model(&distill.teacher, "distill.teacher")?;
+    }
+    given.check(
+        distill.beta > 0.0 && distill.beta < 1.0,
+        "distill.beta",
+        distill.beta,
+        "must be above 0 and below 1; its ends are divergence = \"forward_kl\" and \"reverse_kl\"",
+    )?;
+    given.check(
+        distill.temperature.is_finite() && distill.temperature > 0.0,
+        "distill.temperature",
+        distill.temperature,
+        "must be above 0 and finite",
+    )?;
+    given.check(
+        !stored || distill.temperature == 1.0,
+        "distill.temperature",
+        distill.temperature,
+        "must be 1 without a teacher to run: the stored probabilities were taken at 1",
+    )?;
+    given.check(
+        distill.alpha > 0.0 && distill.alpha <= 1.0,
+        "distill.alpha",
+        distill.alpha,
+        "must be above 0 and at most 1",
+    )
 }
 
 /// The keys of the adapters, whether or not the method uses them.

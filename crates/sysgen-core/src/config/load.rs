@@ -19,7 +19,7 @@ use crate::files::explain;
 const SIMILAR: f64 = 0.8;
 
 /// Sections whose presence decides what runs.
-const STAGES: [&str; 3] = ["generate", "train", "export"];
+const STAGES: [&str; 4] = ["generate", "train", "distill", "export"];
 
 pub(super) fn load(path: &Path, overrides: &[String]) -> Result<RunConfig> {
     let text = fs::read_to_string(path).map_err(|error| explain("read", path, error))?;

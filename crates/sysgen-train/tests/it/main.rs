@@ -4,6 +4,7 @@
 
 mod command;
 mod data;
+mod distill;
 mod export;
 mod fixture;
 mod gate;

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use sysgen_chat::Chat;
 use sysgen_core::RunConfig;
-use sysgen_core::config::{ModelSection, TrainMethod, TrainSection};
-use sysgen_model::{Device, ExportDtype, StoredDtype, Weight};
+use sysgen_core::config::{DistillSection, ModelSection, TrainMethod, TrainSection};
+use sysgen_model::{Decoder, Device, ExportDtype, ModelConfig, StoredDtype, Weight};
+use sysgen_ops::Divergence;
 use sysgen_train::batch::Batch;
 use sysgen_train::checkpoint::{self, Progress};
+use sysgen_train::distill::Distiller;
 use sysgen_train::example::Example;
 use sysgen_train::identity::Identity;
 use sysgen_train::method;
@@ -77,15 +79,26 @@ impl World {
         let run = self.run();
         match checkpoint_to_resume(self.output.path(), &self.identity)? {
             Some(newest) => {
-                let trainer = run.resume(&newest, &Device::flex())?;
+                let mut trainer = run.resume(&newest, &Device::flex())?;
+                trainer.distiller = self.distiller();
                 run.train(trainer, newest.state.progress, stop_after)
             }
             None => {
                 let base = method::load_base(&self.config, &Device::flex())?;
                 let decoder = method::with_adapters(base, run.train, self.config.seed)?;
-                run.train(run.start(decoder), Progress::default(), stop_after)
+                let mut trainer = run.start(decoder);
+                trainer.distiller = self.distiller();
+                run.train(trainer, Progress::default(), stop_after)
             }
         }
+    }
+
+    /// Another model of the same tokenizer, where the config asks for a teacher.
+    fn distiller(&self) -> Option<Distiller> {
+        self.config.distill.as_ref()?;
+        let config = ModelConfig::from_directory(&self.config.model.path).unwrap();
+        let teacher = Decoder::random(config, 5, &Device::flex());
+        Some(Distiller::of_model(teacher, Divergence::Jsd(0.3), 2.0, 0.5))
     }
 
     fn finish(&self) -> Finished {
@@ -125,7 +138,12 @@ fn train() -> TrainSection {
 
 #[test]
 fn a_resumed_run_is_the_undisturbed_run_bit_for_bit() {
-    resumed_is_undisturbed(train);
+    resumed_is_undisturbed(train, None);
+}
+
+#[test]
+fn so_is_one_with_a_teacher() {
+    resumed_is_undisturbed(train, Some(DistillSection::default()));
 }
 
 #[test]
@@ -135,19 +153,21 @@ fn so_is_one_with_adapters_that_drop_their_input() {
         (TrainMethod::Lora, true),
         (TrainMethod::Qlora, false),
     ] {
-        resumed_is_undisturbed(|| TrainSection {
+        let train = || TrainSection {
             method,
             use_dora,
             lora_r: 4,
             lora_dropout: 0.1,
             gradient_checkpointing: use_dora,
             ..train()
-        });
+        };
+        resumed_is_undisturbed(train, None);
     }
 }
 
-fn resumed_is_undisturbed(train: impl Fn() -> TrainSection) {
-    let undisturbed = World::new(train());
+fn resumed_is_undisturbed(train: impl Fn() -> TrainSection, distill: Option<DistillSection>) {
+    let mut undisturbed = World::new(train());
+    undisturbed.config.distill = distill.clone();
     let expected = undisturbed.finish();
     assert_eq!(expected.progress.step, 12);
     assert!(
@@ -155,7 +175,8 @@ fn resumed_is_undisturbed(train: impl Fn() -> TrainSection) {
         "it should have learnt something"
     );
 
-    let stopped = World::new(train());
+    let mut stopped = World::new(train());
+    stopped.config.distill = distill;
     for stop_after in [3, 4, 7] {
         let Outcome::Interrupted(saved) = stopped.go_on(Some(stop_after)).unwrap() else {
             panic!("did not stop")

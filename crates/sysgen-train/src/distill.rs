@@ -1,0 +1,329 @@
+//! What a teacher adds to the loss: its next-token probabilities at every learnt position, from a second model that is run
+//! beside the student, or stored with the rows. The two tokenizers are compared first, by what is in them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{Int, Tensor, TensorData};
+use sysgen_chat::{Chat, ChatOptions};
+use sysgen_core::RunConfig;
+use sysgen_core::config::{CrossTokenizer, DistillSection, DivergenceKind};
+use sysgen_model::{Decoder, Device, Tokens};
+use sysgen_ops::{
+    Distillation, Divergence, Teacher, TopK, linear_cross_entropy, linear_distillation,
+};
+
+use crate::align::{Aligned, align};
+use crate::batch::Batch;
+use crate::example::Example;
+use crate::rows::Row;
+use crate::stored_teacher;
+use crate::trainer::select;
+
+/// Rows whose texts are cut by both tokenizers to compare them.
+const COMPARED_ROWS: usize = 32;
+
+/// What is learnt from besides the data.
+pub struct Distiller {
+    source: Source,
+    divergence: Divergence,
+    temperature: f32,
+    alpha: f32,
+}
+
+/// Where the teacher's probabilities come from.
+enum Source {
+    /// A model of the student's tokenizer.
+    Model(Box<Decoder>),
+    /// A model of another tokenizer, and every row as it reads it.
+    Foreign(Box<Decoder>, HashMap<String, Aligned>),
+    /// The rows.
+    Stored(HashMap<String, TopK>),
+}
+
+/// How two vocabularies stand to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vocabularies {
+    /// The same tokens under the same ids.
+    Same,
+    /// The same tokens under the same ids, and one model has more rows than the other.
+    Padded {
+        /// Rows of the student's head.
+        student: usize,
+        /// Rows of the teacher's head.
+        teacher: usize,
+    },
+    /// Different ones.
+    Different {
+        /// What was found first.
+        first: String,
+    },
+}
+
+impl fmt::Display for Vocabularies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Vocabularies::Same => write!(f, "teacher and student have the same vocabulary"),
+            Vocabularies::Padded { student, teacher } => write!(
+                f,
+                "teacher and student have the same tokens; their heads have {teacher} and {student} rows, and what both have is compared"
+            ),
+            Vocabularies::Different { first } => write!(
+                f,
+                "teacher and student have different vocabularies ({first})"
+            ),
+        }
+    }
+}
+
+/// Compares two tokenizers token by token, and what they make of some texts; `rows` are those of the student's and the
+/// teacher's head.
+pub fn compare<'a>(
+    student: &Chat,
+    teacher: &Chat,
+    rows: [usize; 2],
+    texts: impl IntoIterator<Item = &'a str>,
+) -> Vocabularies {
+    let sizes = [student.vocab_size(), teacher.vocab_size()];
+    let both = sizes[0].min(sizes[1]) as u32;
+    for id in 0..both {
+        let (ours, theirs) = (student.token(id), teacher.token(id));
+        if ours != theirs {
+            let first =
+                format!("token {id} is {ours:?} for the student and {theirs:?} for the teacher");
+            return Vocabularies::Different { first };
+        }
+    }
+    if sizes[0] != sizes[1] {
+        let first = format!(
+            "the student has {} tokens and the teacher {}",
+            sizes[0], sizes[1]
+        );
+        return Vocabularies::Different { first };
+    }
+    // The same tokens can be put together by other merges.
+    for text in texts {
+        if student.encode(text) != teacher.encode(text) {
+            let start: String = text.chars().take(40).collect();
+            let first = format!("they cut the text {start:?} into other tokens");
+            return Vocabularies::Different { first };
+        }
+    }
+    if rows[0] == rows[1] {
+        return Vocabularies::Same;
+    }
+    Vocabularies::Padded {
+        student: rows[0],
+        teacher: rows[1],
+    }
+}
+
+/// What `[distill]` asks for, with the teacher loaded.
+///
+/// # Errors
+/// The tokenizers differ and `cross_tokenizer` does not allow it, the teacher cannot be loaded, or a row's stored
+/// probabilities do not fit its answer.
+pub fn distiller(
+    config: &RunConfig,
+    distill: &DistillSection,
+    chat: &Chat,
+    student_rows: usize,
+    rows: &[Row],
+    examples: &[Example],
+    device: &Device,
+) -> Result<Distiller> {
+    let mut divergence = match distill.divergence {
+        DivergenceKind::ForwardKl => Divergence::ForwardKl,
+        DivergenceKind::ReverseKl => Divergence::ReverseKl,
+        DivergenceKind::Jsd => Divergence::Jsd(distill.beta as f32),
+    };
+    let source = if distill.teacher.as_os_str().is_empty() {
+        let stored = stored_teacher::read(config, examples, student_rows)?;
+        tracing::info!(
+            "distilling from the probabilities stored with {} rows",
+            stored.len()
+        );
+        Source::Stored(stored)
+    } else {
+        let options = ChatOptions {
+            system_role: config.model.system_role,
+            default_system: config.model.default_system,
+        };
+        let path = distill.teacher.display();
+        let teacher = Chat::load(&distill.teacher, options)
+            .with_context(|| format!("distill.teacher = \"{path}\""))?;
+        let teacher_rows = sysgen_model::ModelConfig::from_directory(&distill.teacher)?.vocab_size;
+        let found = compare(chat, &teacher, [student_rows, teacher_rows], texts(rows));
+        tracing::info!("{found}");
+        let load = || {
+            tracing::info!("loading the teacher {path}");
+            Decoder::load(&distill.teacher, device).map(Box::new)
+        };
+        match (&found, distill.cross_tokenizer) {
+            (Vocabularies::Same | Vocabularies::Padded { .. }, _) => Source::Model(load()?),
+            (Vocabularies::Different { .. }, CrossTokenizer::Refuse) => bail!(
+                "distill.teacher = \"{path}\": {found}; use cross_tokenizer = \"uld\" in [distill], or leave [distill] out and train on the teacher's answers alone"
+            ),
+            (Vocabularies::Different { .. }, CrossTokenizer::Uld) => {
+                let aligned = align(chat, &teacher, rows, examples)?;
+                let (of, all) = aligned.values().fold((0, 0), |(of, all), row| {
+                    (of + row.count(), all + row.teacher_at.len())
+                });
+                tracing::info!(
+                    "sorted probabilities are compared (ULD) at {of} of {all} learnt tokens, where both texts have a boundary"
+                );
+                divergence = Divergence::Uld;
+                Source::Foreign(load()?, aligned)
+            }
+        }
+    };
+    Ok(Distiller {
+        source,
+        divergence,
+        temperature: distill.temperature as f32,
+        alpha: distill.alpha as f32,
+    })
+}
+
+/// Texts of some rows.
+fn texts(rows: &[Row]) -> impl Iterator<Item = &str> {
+    let messages = rows
+        .iter()
+        .take(COMPARED_ROWS)
+        .flat_map(|row| &row.messages);
+    messages.map(|message| message.content.as_str())
+}
+
+impl Distiller {
+    /// From a teacher with the student's vocabulary that is run beside it.
+    pub fn of_model(
+        teacher: Decoder,
+        divergence: Divergence,
+        temperature: f32,
+        alpha: f32,
+    ) -> Distiller {
+        Distiller {
+            source: Source::Model(Box::new(teacher)),
+            divergence,
+            temperature,
+            alpha,
+        }
+    }
+
+    /// The losses of the supervised positions times `weight`, `[supervised]`: `alpha` of it the distance from the teacher,
+    /// the rest cross-entropy. The teacher's numbers are gone when this returns.
+    pub(crate) fn losses(
+        &self,
+        hidden: Tensor<3>,
+        head: Tensor<2>,
+        batch: &Batch,
+        weight: f32,
+        softcap: Option<f32>,
+    ) -> Tensor<1> {
+        let settings = Distillation {
+            divergence: self.divergence,
+            temperature: self.temperature,
+            weight: weight * self.alpha,
+            cross_entropy_weight: weight * (1.0 - self.alpha),
+            softcap,
+        };
+        match &self.source {
+            Source::Model(model) => {
+                let teacher = of_model(model, &batch.tokens, &batch.predict_at);
+                let hidden = select(hidden, &batch.predict_at);
+                linear_distillation(hidden, head, &batch.targets, &teacher, settings)
+            }
+            Source::Stored(rows) => {
+                let teacher = Teacher::Top(Arc::new(gathered(rows, batch)));
+                let hidden = select(hidden, &batch.predict_at);
+                linear_distillation(hidden, head, &batch.targets, &teacher, settings)
+            }
+            Source::Foreign(model, rows) => {
+                let rows: Vec<&Aligned> = batch.row_ids.iter().map(|id| &rows[id]).collect();
+                let texts: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
+                let tokens = Tokens::padded(&texts, 0);
+                let (mut ours, mut theirs, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+                // Where each learnt token finds its distance.
+                let mut compared: Vec<Option<usize>> = Vec::with_capacity(batch.targets.len());
+                for (number, row) in rows.iter().enumerate() {
+                    for teacher_at in &row.teacher_at {
+                        compared.push(teacher_at.map(|teacher_at| {
+                            let learnt = compared.len();
+                            ours.push(batch.predict_at[learnt]);
+                            targets.push(batch.targets[learnt]);
+                            theirs.push((number * tokens.time) as u32 + teacher_at);
+                            ours.len() - 1
+                        }));
+                    }
+                }
+                assert_eq!(
+                    compared.len(),
+                    batch.targets.len(),
+                    "the learnt tokens of the rows"
+                );
+                let cross_entropy = linear_cross_entropy(
+                    select(hidden.clone(), &batch.predict_at),
+                    head.clone(),
+                    &batch.targets,
+                    settings.cross_entropy_weight,
+                    softcap,
+                );
+                let teacher = of_model(model, &tokens, &theirs);
+                let alone = Distillation {
+                    cross_entropy_weight: 0.0,
+                    ..settings
+                };
+                let hidden = select(hidden, &ours);
+                let distance = linear_distillation(hidden, head, &targets, &teacher, alone);
+                cross_entropy + spread(distance, &compared)
+            }
+        }
+    }
+}
+
+/// `values` where they belong, 0 elsewhere.
+fn spread(values: Tensor<1>, places: &[Option<usize>]) -> Tensor<1> {
+    let [count] = values.dims();
+    let device = values.device();
+    let at: Vec<i64> = places.iter().map(|at| at.unwrap_or(count) as i64).collect();
+    let at = Tensor::<1, Int>::from_data(TensorData::new(at, [places.len()]), &device);
+    Tensor::cat(vec![values, Tensor::zeros([1], &device)], 0).select(0, at)
+}
+
+/// What a model says at some flat positions of `tokens`.
+fn of_model(model: &Decoder, tokens: &Tokens, at: &[u32]) -> Teacher {
+    Teacher::Hidden {
+        hidden: select(model.hidden(tokens), at),
+        head: model.head(),
+        softcap: model.config.final_softcap,
+    }
+}
+
+/// The stored probabilities of a batch's rows, one after the other as its targets are.
+fn gathered(rows: &HashMap<String, TopK>, batch: &Batch) -> TopK {
+    let mut all = TopK::default();
+    for id in &batch.row_ids {
+        let row = &rows[id];
+        all.k = row.k;
+        all.ids.extend_from_slice(&row.ids);
+        all.log_probabilities
+            .extend_from_slice(&row.log_probabilities);
+    }
+    assert_eq!(
+        all.ids.len(),
+        batch.targets.len() * all.k,
+        "the learnt tokens of the rows"
+    );
+    all
+}
+
+/// Every id once: what is looked up by a row's name must have one.
+pub(crate) fn ensure_new<T>(rows: &HashMap<String, T>, id: &str) -> Result<()> {
+    ensure!(
+        !rows.contains_key(id),
+        "two rows have the id `{id}`; a teacher's probabilities are found by it"
+    );
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! A teacher's probabilities as rows carry them:
+//! `"sysgen": {"teacher": {"top_k": k, "ids": [[…]…], "log_probabilities": [[…]…]}}`, one list of `k` for every token of the
+//! answer and one for its stop token, the log-probabilities natural and of the whole vocabulary at temperature 1.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use sysgen_core::RunConfig;
+use sysgen_core::jsonl::read_lines;
+use sysgen_ops::TopK;
+
+use crate::distill::ensure_new;
+use crate::example::Example;
+
+/// Least share of the learnt tokens that must be among the teacher's words: below it the ids are of another tokenizer.
+const LEAST_SHARE: f64 = 0.5;
+
+#[derive(Deserialize)]
+struct Line {
+    id: Option<serde_json::Value>,
+    sysgen: Option<Provenance>,
+}
+
+#[derive(Deserialize)]
+struct Provenance {
+    id: Option<String>,
+    teacher: Option<Stored>,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    top_k: usize,
+    ids: Vec<Vec<u32>>,
+    log_probabilities: Vec<Vec<f32>>,
+}
+
+/// The stored probabilities of these examples, by row.
+///
+/// # Errors
+/// A file cannot be read, or a row has none, or some that do not fit its answer or the vocabulary.
+pub fn read(
+    config: &RunConfig,
+    examples: &[Example],
+    vocab_size: usize,
+) -> Result<HashMap<String, TopK>> {
+    let paths: Vec<PathBuf> = match config.generate {
+        Some(_) => vec![config.generated_data_dir().join("dataset.jsonl")],
+        None => config.data.path.clone(),
+    };
+    let mut wanted: HashMap<&str, &Example> = HashMap::new();
+    for example in examples {
+        wanted.insert(&example.id, example);
+    }
+    let mut found = HashMap::new();
+    let (mut hits, mut learnt) = (0, 0);
+    for path in &paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        for line in read_lines(path)? {
+            let (number, text) = line?;
+            // What is not a row at all was counted when the rows were read.
+            let Ok(line) = serde_json::from_str::<Line>(&text) else {
+                continue;
+            };
+            let place = format!("{name}:{number}");
+            let sysgen = line.sysgen;
+            let inner = sysgen.as_ref().and_then(|sysgen| sysgen.id.clone());
+            let id = match line.id {
+                Some(serde_json::Value::String(id)) => id,
+                Some(serde_json::Value::Number(id)) => id.to_string(),
+                _ => inner.unwrap_or_else(|| place.clone()),
+            };
+            let Some(example) = wanted.get(id.as_str()) else {
+                continue;
+            };
+            ensure_new(&found, &id)?;
+            let stored = sysgen.and_then(|sysgen| sysgen.teacher).with_context(|| {
+                format!("{place}: the row has no `sysgen.teacher`; generate with a teacher's top k, or set distill.teacher")
+            })?;
+            let top = fitting(stored, example, vocab_size).with_context(|| place.clone())?;
+            let targets = learnt_ids(example);
+            let words = top.ids.chunks(top.k);
+            hits += targets
+                .zip(words)
+                .filter(|(id, words)| words.contains(id))
+                .count();
+            learnt += example.supervised();
+            found.insert(id, top);
+        }
+    }
+    for example in examples {
+        ensure!(
+            found.contains_key(&example.id),
+            "the row `{}` has no stored probabilities in {}",
+            example.id,
+            paths
+                .iter()
+                .map(|p| p.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+    }
+    ensure!(
+        hits as f64 >= LEAST_SHARE * learnt as f64,
+        "only {hits} of {learnt} learnt tokens are among the teacher's stored words: they are ids of another tokenizer"
+    );
+    Ok(found)
+}
+
+fn learnt_ids(example: &Example) -> impl Iterator<Item = &u32> {
+    let learnt = example.ids.iter().zip(&example.learn).skip(1);
+    learnt.filter(|(_, learn)| **learn).map(|(id, _)| id)
+}
+
+fn fitting(stored: Stored, example: &Example, vocab_size: usize) -> Result<TopK> {
+    let Stored {
+        top_k,
+        ids,
+        log_probabilities,
+    } = stored;
+    let learnt = example.supervised();
+    ensure!(top_k > 0, "`sysgen.teacher.top_k` must be at least 1");
+    ensure!(
+        ids.len() == learnt && log_probabilities.len() == learnt,
+        "`sysgen.teacher` has {} lists of ids and {} of log-probabilities, the answer has {learnt} tokens with its stop token",
+        ids.len(),
+        log_probabilities.len()
+    );
+    let whole = ids.iter().all(|words| words.len() == top_k)
+        && log_probabilities.iter().all(|words| words.len() == top_k);
+    ensure!(
+        whole,
+        "every list of `sysgen.teacher` must have top_k = {top_k} entries"
+    );
+    let top = TopK {
+        k: top_k,
+        ids: ids.concat(),
+        log_probabilities: log_probabilities.concat(),
+    };
+    if let Some(id) = top.ids.iter().find(|&&id| id as usize >= vocab_size) {
+        anyhow::bail!("`sysgen.teacher` names the token {id}, the model has {vocab_size}");
+    }
+    let sound = top.log_probabilities.iter().all(|&log| log <= 1e-3);
+    ensure!(
+        sound,
+        "`sysgen.teacher.log_probabilities` must be logarithms of probabilities"
+    );
+    Ok(top)
+}
