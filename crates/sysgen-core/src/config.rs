@@ -23,7 +23,7 @@ pub use model::{
     HubDataset, ModelInit, ModelSection, MultiTurn, SystemRole,
 };
 pub use train::{
-    ALL_LINEAR, AdapterExport, BestMetric, ExportDtype, ExportSection, LrScheduler, ReportTo,
+    ALL_LINEAR, AdapterExport, BestMetric, ExportDtype, ExportSection, LrScheduler, Optim, ReportTo,
     TrainMethod, TrainSection,
 };
 

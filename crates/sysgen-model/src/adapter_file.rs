@@ -142,7 +142,9 @@ fn from_json(json: &Value, file: &Shard, config: &ModelConfig) -> Result<Lora> {
         let empty = value.as_array().is_some_and(Vec::is_empty)
             || value.as_object().is_some_and(Map::is_empty);
         ensure!(
-            value.is_null() || empty || value.to_string() == *accepted,
+            value.is_null()
+                || empty
+                || serde_json::from_str(accepted).is_ok_and(|accepted: Value| *value == accepted),
             "{key} = {value} is not supported"
         );
     }

@@ -14,9 +14,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sysgen_chat::Chat;
+use sysgen_core::config::Optim;
 use sysgen_core::files::{write_atomically, write_directory_atomically};
 use sysgen_model::{ADAPTER_CONFIG, Decoder, ExportDtype, Parameter, StoredDtype};
-use sysgen_ops::{AdamW, Moments};
+use sysgen_ops::{AdamW, Moments, Moments8, Quantised};
 
 use crate::identity::Identity;
 use crate::optim::{Optimizer, State};
@@ -166,6 +167,7 @@ pub fn find(output_dir: &Path) -> Result<Found> {
 /// When a file does not hold what the model in it needs.
 pub fn load(
     checkpoint: &Checkpoint,
+    optim: Optim,
     settings: AdamW,
     max_grad_norm: f64,
     device: &Device,
@@ -174,6 +176,7 @@ pub fn load(
     let decoder = load_decoder(checkpoint, device, base)?;
     let states = load_moments(
         &checkpoint.path.join(MOMENTS_FILE),
+        optim,
         &decoder.trainable(),
         device,
     )?;
@@ -250,6 +253,8 @@ fn remove_oldest(output_dir: &Path, keep: usize, best: usize) -> Result<()> {
 enum Moment<'a> {
     Vector(&'a Tensor<1>),
     Matrix(&'a Tensor<2>),
+    Codes(&'a [u8]),
+    Scales(&'a [f32]),
 }
 
 struct Entry<'a> {
@@ -259,7 +264,10 @@ struct Entry<'a> {
 
 impl View for Entry<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.moment {
+            Moment::Codes(_) => Dtype::U8,
+            _ => Dtype::F32,
+        }
     }
     fn shape(&self) -> &[usize] {
         &self.shape
@@ -268,17 +276,40 @@ impl View for Entry<'_> {
         let data = match self.moment {
             Moment::Vector(tensor) => tensor.to_data(),
             Moment::Matrix(tensor) => tensor.to_data(),
+            Moment::Codes(codes) => return Cow::Borrowed(codes),
+            Moment::Scales(scales) => {
+                return Cow::Owned(scales.iter().flat_map(|x| x.to_le_bytes()).collect());
+            }
         };
         Cow::Owned(data.as_bytes().to_vec())
     }
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * size_of::<f32>()
+        let width = match self.moment {
+            Moment::Codes(_) => 1,
+            _ => size_of::<f32>(),
+        };
+        self.shape.iter().product::<usize>() * width
     }
 }
 
 fn save_moments(path: &Path, parameters: &[Parameter], optimizer: &Optimizer) -> Result<()> {
     let mut entries = Vec::new();
     for (parameter, state) in parameters.iter().zip(&optimizer.states) {
+        if let State::Quantised(moments) = state {
+            for (part, which) in [(&moments.first, "first"), (&moments.second, "second")] {
+                let codes = Moment::Codes(&part.codes);
+                let scales = Moment::Scales(&part.scales);
+                for (moment, kind, count) in [
+                    (codes, "codes", part.codes.len()),
+                    (scales, "scales", part.scales.len()),
+                ] {
+                    let shape = vec![count];
+                    let name = format!("{which}.{kind}.{}", parameter.name);
+                    entries.push((name, Entry { moment, shape }));
+                }
+            }
+            continue;
+        }
         let pair = match state {
             State::Vector(moments) => [&moments.first, &moments.second].map(|tensor| Entry {
                 shape: tensor.dims().to_vec(),
@@ -288,6 +319,7 @@ fn save_moments(path: &Path, parameters: &[Parameter], optimizer: &Optimizer) ->
                 shape: tensor.dims().to_vec(),
                 moment: Moment::Matrix(tensor),
             }),
+            State::Quantised(_) => unreachable!("written above"),
         };
         for (entry, which) in pair.into_iter().zip(["first", "second"]) {
             entries.push((format!("{which}.{}", parameter.name), entry));
@@ -297,7 +329,12 @@ fn save_moments(path: &Path, parameters: &[Parameter], optimizer: &Optimizer) ->
         .with_context(|| format!("writing {}", path.display()))
 }
 
-fn load_moments(path: &Path, parameters: &[Parameter], device: &Device) -> Result<Vec<State>> {
+fn load_moments(
+    path: &Path,
+    optim: Optim,
+    parameters: &[Parameter],
+    device: &Device,
+) -> Result<Vec<State>> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let file =
         SafeTensors::deserialize(&bytes).with_context(|| format!("reading {}", path.display()))?;
@@ -319,10 +356,35 @@ fn load_moments(path: &Path, parameters: &[Parameter], device: &Device) -> Resul
             .collect();
         Ok(TensorData::new(values, shape))
     };
+    let quantised = |which: &str, name: &str, zeros: &Quantised| -> Result<Quantised> {
+        let entry = format!("{which}.codes.{name}");
+        let codes = file
+            .tensor(&entry)
+            .with_context(|| format!("{} has no {entry}", path.display()))?;
+        ensure!(
+            codes.data().len() == zeros.codes.len(),
+            "{}: {entry} has {} codes, the parameter {} numbers",
+            path.display(),
+            codes.data().len(),
+            zeros.codes.len()
+        );
+        let scales = format!("scales.{name}");
+        let scales = read(which, &scales, &[zeros.scales.len()])?;
+        Ok(Quantised {
+            codes: codes.data().to_vec(),
+            scales: scales.try_to_vec().context("scales are f32")?,
+        })
+    };
     parameters
         .iter()
         .map(|parameter| {
             let name = &parameter.name;
+            if let State::Quantised(zeros) = State::zeros(optim, parameter) {
+                return Ok(State::Quantised(Moments8 {
+                    first: quantised("first", name, &zeros.first)?,
+                    second: quantised("second", name, &zeros.second)?,
+                }));
+            }
             Ok(match &parameter.tensor {
                 sysgen_model::Weight::Vector(tensor) => State::Vector(Moments {
                     first: Tensor::from_data(read("first", name, &tensor.dims())?, device),

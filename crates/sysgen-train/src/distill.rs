@@ -249,8 +249,8 @@ impl Distiller {
                 let mut compared: Vec<Option<usize>> = Vec::with_capacity(batch.targets.len());
                 for (number, row) in rows.iter().enumerate() {
                     for teacher_at in &row.teacher_at {
+                        let learnt = compared.len();
                         compared.push(teacher_at.map(|teacher_at| {
-                            let learnt = compared.len();
                             ours.push(batch.predict_at[learnt]);
                             targets.push(batch.targets[learnt]);
                             theirs.push((number * tokens.time) as u32 + teacher_at);

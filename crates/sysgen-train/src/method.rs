@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use sysgen_core::RunConfig;
-use sysgen_core::config::{ALL_LINEAR, ModelInit, TrainMethod, TrainSection};
+use sysgen_core::config::{ALL_LINEAR, ModelInit, Optim, TrainMethod, TrainSection};
 use sysgen_core::hash::seed_from;
 use sysgen_model::{Decoder, Device, Lora, ModelConfig, Tokens};
 
@@ -37,6 +37,18 @@ pub fn lora(train: &TrainSection, model: &ModelConfig) -> Result<Option<Lora>> {
     };
     lora.check(model).context("train.lora_target_modules")?;
     Ok(Some(lora))
+}
+
+/// Whether the device has the optimizer.
+///
+/// # Errors
+/// 8-bit moments somewhere else than on the CPU.
+pub fn check_optimizer(train: &TrainSection, device: &Device) -> Result<()> {
+    ensure!(
+        train.optim == Optim::Adamw || *device == Device::flex(),
+        "train.optim = \"adamw_8bit\" runs on the CPU only so far; use \"adamw\", or device = \"cpu\""
+    );
+    Ok(())
 }
 
 /// The model of `[model]`, its projections in four bits with `method = "qlora"`.

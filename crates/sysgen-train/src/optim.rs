@@ -3,8 +3,13 @@
 //! Moments are f32; unless asked otherwise, only parameters with two or more dimensions decay (embeddings and head included,
 //! norms and biases not), as `transformers.Trainer` and the golden curves have it.
 
+use sysgen_core::config::Optim;
 use sysgen_model::{Parameter, Weight};
-use sysgen_ops::{AdamW, Moments, adamw_step, squared_norm};
+use sysgen_ops::{AdamW, Moments, Moments8, adamw_8bit_step, adamw_step, squared_norm};
+
+/// A parameter with fewer numbers keeps its moments in f32 with `adamw_8bit`: norms and biases, which weigh nothing and feel
+/// rounding most (bitsandbytes' `min_8bit_size`).
+pub const LEAST_8BIT: usize = 4096;
 
 /// Added to the norm before dividing (`torch.nn.utils.clip_grad_norm_`).
 const CLIP_EPSILON: f64 = 1e-6;
@@ -16,6 +21,22 @@ pub enum State {
     Vector(Moments<1>),
     /// Of a matrix.
     Matrix(Moments<2>),
+    /// Of either, in eight bits.
+    Quantised(Moments8),
+}
+
+impl State {
+    /// Zeros for a parameter.
+    pub fn zeros(optim: Optim, parameter: &Parameter) -> State {
+        let count = parameter.tensor.len();
+        match &parameter.tensor {
+            _ if optim == Optim::Adamw8bit && count >= LEAST_8BIT => {
+                State::Quantised(Moments8::zeros(count))
+            }
+            Weight::Vector(tensor) => State::Vector(Moments::zeros_like(tensor)),
+            Weight::Matrix(tensor) => State::Matrix(Moments::zeros_like(tensor)),
+        }
+    }
 }
 
 /// The optimizer and its state, in the order of the model's parameters.
@@ -34,13 +55,16 @@ pub struct Optimizer {
 impl Optimizer {
     /// Zero moments for these parameters.
     pub fn new(parameters: &[Parameter], settings: AdamW) -> Optimizer {
-        let zeros = |parameter: &Parameter| match &parameter.tensor {
-            Weight::Vector(tensor) => State::Vector(Moments::zeros_like(tensor)),
-            Weight::Matrix(tensor) => State::Matrix(Moments::zeros_like(tensor)),
-        };
+        Optimizer::of(Optim::Adamw, parameters, settings)
+    }
+
+    /// Zero moments of this kind for these parameters.
+    pub fn of(optim: Optim, parameters: &[Parameter], settings: AdamW) -> Optimizer {
+        let zeros = parameters.iter();
+        let zeros = zeros.map(|parameter| State::zeros(optim, parameter));
         Optimizer {
             settings,
-            states: parameters.iter().map(zeros).collect(),
+            states: zeros.collect(),
             updates: 0,
             decay_vectors: false,
         }
@@ -104,6 +128,28 @@ impl Optimizer {
                         self.updates,
                     );
                     (Weight::Matrix(tensor), State::Matrix(moments))
+                }
+                (
+                    Weight::Vector(tensor),
+                    Some(Weight::Vector(gradient)),
+                    State::Quantised(mut moments),
+                ) => {
+                    let gradient = scaled(gradient, scale);
+                    let updates = self.updates;
+                    let tensor =
+                        adamw_8bit_step(tensor, gradient, &mut moments, &of_vectors, updates);
+                    (Weight::Vector(tensor), State::Quantised(moments))
+                }
+                (
+                    Weight::Matrix(tensor),
+                    Some(Weight::Matrix(gradient)),
+                    State::Quantised(mut moments),
+                ) => {
+                    let gradient = scaled(gradient, scale);
+                    let updates = self.updates;
+                    let tensor =
+                        adamw_8bit_step(tensor, gradient, &mut moments, &settings, updates);
+                    (Weight::Matrix(tensor), State::Quantised(moments))
                 }
                 _ => panic!("{name}: parameter, gradient and optimizer state differ in rank"),
             };

@@ -107,7 +107,11 @@ impl Run<'_> {
 
     /// A trainer at step 0 of this model.
     pub fn start(&self, decoder: Decoder) -> Trainer {
-        let optimizer = Optimizer::new(&decoder.trainable(), self.optimizer_settings());
+        let optimizer = Optimizer::of(
+            self.train.optim,
+            &decoder.trainable(),
+            self.optimizer_settings(),
+        );
         let mut trainer = Trainer::new(decoder, optimizer, self.train.max_grad_norm);
         trainer.gradient_checkpointing = self.train.gradient_checkpointing;
         trainer.seed = self.config.seed;
@@ -121,6 +125,7 @@ impl Run<'_> {
     pub fn resume(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Trainer> {
         let mut trainer = checkpoint::load(
             checkpoint,
+            self.train.optim,
             self.optimizer_settings(),
             self.train.max_grad_norm,
             device,

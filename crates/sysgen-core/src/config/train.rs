@@ -53,6 +53,8 @@ pub struct TrainSection {
     pub num_train_epochs: f64,
     /// Optimizer steps, 0 to follow `num_train_epochs`; default 0.
     pub max_steps: usize,
+    /// The optimizer; default `adamw`.
+    pub optim: Optim,
     /// Highest learning rate; default 1e-6.
     pub learning_rate: f64,
     /// The learning rate after warm-up; default `cosine`.
@@ -120,6 +122,7 @@ impl Default for TrainSection {
             gradient_checkpointing: false,
             num_train_epochs: 3.0,
             max_steps: 0,
+            optim: Optim::Adamw,
             learning_rate: 1e-6,
             lr_scheduler_type: LrScheduler::Cosine,
             warmup_steps: 10,
@@ -182,6 +185,18 @@ pub enum BestMetric {
 pub enum ReportTo {
     /// Event files as TensorBoard reads them.
     Tensorboard,
+}
+
+/// The optimizer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optim {
+    /// AdamW, its two running averages in f32: 8 bytes for each trained weight.
+    #[default]
+    Adamw,
+    /// The same with the averages in blocks of 8-bit numbers: about 2 bytes; on the CPU only, for now.
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
 }
 
 /// The learning rate after warm-up.

@@ -3,12 +3,15 @@
 mod cpu;
 #[cfg(feature = "cube")]
 mod cuda;
+mod eight_bit;
 
 use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "cube")]
 use crate::device;
 use crate::fused;
+
+pub use eight_bit::{Moments8, Quantised, adamw_8bit_step, moments8_bytes};
 
 /// What every parameter shares in one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]

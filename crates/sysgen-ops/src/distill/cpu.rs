@@ -19,6 +19,7 @@ const CHUNK_POSITIONS: (usize, usize) = (64, 1024);
 
 /// The teacher as numbers.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // there is one at a time
 pub(super) enum Side {
     Hidden {
         hidden: FlexTensor,

@@ -26,6 +26,7 @@ pub enum Divergence {
 
 /// What the teacher says at every position.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // there is one at a time
 pub enum Teacher {
     /// Its hidden states `[positions, dim]`, head `[vocab, dim]` and soft-cap, without autodiff. Where the two vocabularies
     /// have different sizes, what both have is compared.

@@ -29,6 +29,7 @@ pub struct Adapter {
 
 /// The weight of a projection, as it is kept.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a model has a few hundred
 pub enum LinearWeight {
     /// As numbers.
     Dense(Tensor<2>),

@@ -1,8 +1,9 @@
 //! Ways of training against PEFT and bitsandbytes: rsLoRA, DoRA, fused projections, a base in four bits. The recipe is
 //! `make/gen_methods.py`; cases are discovered in `methods/` of `$SYSGEN_GOLDEN` or of this repository.
 
+use burn::tensor::{Tensor, TensorData};
 use sysgen_model::{Decoder, Device, Tokens};
-use sysgen_ops::Nf4;
+use sysgen_ops::{AdamW, Moments8, Nf4, adamw_8bit_step};
 use sysgen_train::method::merge;
 
 use crate::golden::{FINAL, GRAD_NORM, Golden, LOSS, close, micro_batches, root};
@@ -158,5 +159,57 @@ fn golden_nf4_is_that_of_bitsandbytes() {
         // The second half of the last byte stands for nothing where the number of values is odd.
         let whole = output * input / 2;
         assert_eq!(ours.codes()[..whole], tensor("codes").data()[..whole]);
+    }
+}
+
+#[test]
+fn golden_adamw_8bit_takes_the_steps_of_its_definition() {
+    let path = root().join("methods/adamw_8bit.safetensors");
+    let Ok(bytes) = std::fs::read(&path) else {
+        eprintln!("SKIPPED: {} is absent", path.display());
+        return;
+    };
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |name: &str| -> Vec<f32> {
+        let view = file.tensor(name).unwrap();
+        let (values, _) = view.data().as_chunks::<4>();
+        values.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    };
+    let codes = |name: &str| file.tensor(name).unwrap().data().to_vec();
+    let settings: Vec<f64> = floats("settings").into_iter().map(f64::from).collect();
+    let settings = AdamW {
+        learning_rate: settings[0],
+        beta1: settings[1],
+        beta2: settings[2],
+        epsilon: settings[3],
+        weight_decay: settings[4],
+    };
+    let (start, gradients) = (floats("start"), floats("gradients"));
+    let count = start.len();
+    let tensor = |values: &[f32]| -> Tensor<1> {
+        Tensor::from_data(TensorData::new(values.to_vec(), [count]), &Device::flex())
+    };
+    let mut parameter = tensor(&start);
+    let mut moments = Moments8::zeros(count);
+    for (step, gradient) in (1..).zip(gradients.chunks(count)) {
+        parameter = adamw_8bit_step(parameter, tensor(gradient), &mut moments, &settings, step);
+    }
+    let ours = parameter.try_into_vec_as::<f32>().unwrap();
+    // A number in the middle of two codes may fall to either side: one in a thousand may differ.
+    let far = |theirs: &[f32]| {
+        let differing = ours
+            .iter()
+            .zip(theirs)
+            .filter(|(a, b)| (*a - *b).abs() > 1e-5);
+        differing.count() as f64 / count as f64
+    };
+    assert!(far(&floats("final")) <= 1e-3, "{}", far(&floats("final")));
+    assert!(far(&floats("bitsandbytes")) <= 0.06);
+    for (part, name) in [(&moments.first, "first"), (&moments.second, "second")] {
+        let theirs = codes(&format!("{name}_codes"));
+        let differing = part.codes.iter().zip(&theirs).filter(|(a, b)| a != b);
+        assert!(differing.count() <= count / 1000, "{name}");
+        let scales = floats(&format!("{name}_scales"));
+        assert!(close(&part.scales, &scales) <= 1e-6, "{name}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sysgen_chat::Chat;
 use sysgen_core::RunConfig;
-use sysgen_core::config::{DistillSection, ModelSection, TrainMethod, TrainSection};
+use sysgen_core::config::{DistillSection, ModelSection, Optim, TrainMethod, TrainSection};
 use sysgen_model::{Decoder, Device, ExportDtype, ModelConfig, StoredDtype, Weight};
 use sysgen_ops::Divergence;
 use sysgen_train::batch::Batch;
@@ -138,6 +138,15 @@ fn train() -> TrainSection {
 
 #[test]
 fn a_resumed_run_is_the_undisturbed_run_bit_for_bit() {
+    resumed_is_undisturbed(train, None);
+}
+
+#[test]
+fn so_is_one_with_moments_in_eight_bits() {
+    let train = || TrainSection {
+        optim: Optim::Adamw8bit,
+        ..train()
+    };
     resumed_is_undisturbed(train, None);
 }
 
