@@ -160,6 +160,18 @@ pub fn find(output_dir: &Path) -> Result<Found> {
     Ok(found)
 }
 
+/// The checkpoint in this folder.
+///
+/// # Errors
+/// It is not complete; the message says what is missing.
+pub fn open(path: &Path) -> Result<Checkpoint> {
+    let state = read_state(path).with_context(|| path.display().to_string())?;
+    Ok(Checkpoint {
+        path: path.to_path_buf(),
+        state,
+    })
+}
+
 /// Loads weights, moments and settings of a complete checkpoint; `base` gives the model its adapters belong to, if it
 /// holds adapters alone.
 ///

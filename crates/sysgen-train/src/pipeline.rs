@@ -262,10 +262,15 @@ fn observe(
 /// The newest checkpoint of the run, or the model itself where nothing was trained.
 fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
     let chat = data::load_chat(config)?;
-    let newest = checkpoint::find(&config.output_dir)?
-        .complete
-        .into_iter()
-        .next_back();
+    let chosen = config.export.as_ref().map(|export| &export.checkpoint);
+    let chosen = chosen.filter(|path| !path.as_os_str().is_empty());
+    let newest = match chosen {
+        None => checkpoint::find(&config.output_dir)?
+            .complete
+            .into_iter()
+            .next_back(),
+        Some(path) => Some(checkpoint::open(path)?),
+    };
     let decoder = match &newest {
         Some(checkpoint) => {
             tracing::info!("exporting {}", checkpoint.path.display());
@@ -307,6 +312,8 @@ fn write_export(
     let about = json!({
         "program": format!("sysgen-train {}", env!("CARGO_PKG_VERSION")),
         "base model": config.model.path.display().to_string(),
+        "trained by": provenance(config),
+        "training rows": training_rows(config),
         "steps": summary.steps,
         "held-out loss before": summary.held_out_loss_before,
         "held-out loss after": summary.held_out_loss_after,
@@ -333,6 +340,49 @@ fn write_export(
         about: &about,
     }
     .write()
+}
+
+/// How the weights came to be, in a few words for the card.
+fn provenance(config: &RunConfig) -> String {
+    let Some(train) = &config.train else {
+        return "nothing: the base model as it is".to_string();
+    };
+    let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_string();
+    let mut said = word(json!(train.method));
+    if train.method.has_adapter() {
+        let (rank, alpha) = (train.lora_r, train.lora_alpha);
+        said += &match train.lora_adapter.as_os_str().is_empty() {
+            true => format!(
+                " (rank {rank}, alpha {alpha}, rsLoRA {}, DoRA {})",
+                train.use_rslora, train.use_dora
+            ),
+            false => format!(" (going on from {})", train.lora_adapter.display()),
+        };
+    }
+    if let Some(distill) = &config.distill {
+        let teacher = match distill.teacher.as_os_str().is_empty() {
+            true => "stored probabilities".to_string(),
+            false => distill.teacher.display().to_string(),
+        };
+        said += &format!(", {} from {teacher}", word(json!(distill.divergence)));
+    }
+    said + &format!(
+        ", learning rate {:e}, seed {}",
+        train.learning_rate, config.seed
+    )
+}
+
+/// The files of the training rows.
+fn training_rows(config: &RunConfig) -> String {
+    let paths = match config.generate {
+        Some(_) => vec![config.generated_data_dir().join("dataset.jsonl")],
+        None => config.data.path.clone(),
+    };
+    let paths: Vec<String> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    paths.join(", ")
 }
 
 fn write_config(config: &RunConfig) -> Result<()> {

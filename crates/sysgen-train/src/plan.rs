@@ -5,6 +5,7 @@
 
 use sysgen_core::config::{TrainMethod, TrainSection};
 use sysgen_model::{Lora, ModelConfig, parameter_shapes};
+use sysgen_ops::{moments8_bytes, nf4_bytes};
 
 /// Logits the loss holds at a time: 32 MB on the CPU (`sysgen_ops::linear_cross_entropy`), on a device a slice of the
 /// vocabulary of at most 384 MiB.
@@ -13,9 +14,6 @@ const DEVICE_LOGITS: u64 = 384 << 20;
 /// What the program, its runtime and the tokenizer take before the first tensor; a CUDA context on a device.
 const CPU_PROGRAM: u64 = 60 << 20;
 const DEVICE_CONTEXT: u64 = 600 << 20;
-/// Weights of a row that share one scale in four bits, and in 8-bit optimizer states.
-const NF4_BLOCK: u64 = 64;
-const STATE_BLOCK: u64 = 256;
 
 /// The number formats of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,13 +187,12 @@ pub fn memory(config: &ModelConfig, lora: Option<&Lora>, formats: Formats, work:
     let counted = parameters(config, lora);
     let adapters = if lora.is_some() { counted.trained } else { 0 };
     let projections = match formats.nf4 {
-        // Half a byte each, and a scale of one f32 for each block.
-        true => counted.projections / 2 + counted.projections / NF4_BLOCK * 4,
+        true => nf4_bytes(counted.projections as usize) as u64,
         false => counted.projections * formats.weight_bytes,
     };
     let others = (counted.model - counted.projections) * formats.weight_bytes;
     let state_bytes = |numbers: u64| match formats.eight_bit_states {
-        true => 2 * (numbers + numbers / STATE_BLOCK * 4),
+        true => moments8_bytes(numbers as usize) as u64,
         false => 8 * numbers,
     };
     let gradient_bytes = if formats.weight_bytes == 2 && lora.is_none() {

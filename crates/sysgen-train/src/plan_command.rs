@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
-use sysgen_core::config::{TrainMethod, TrainSection};
+use sysgen_core::config::{Optim, TrainMethod, TrainSection};
 use sysgen_core::measure::median;
 use sysgen_core::{RunConfig, tell};
 use sysgen_model::{Device, Lora, ModelConfig, device, device_names, doing};
@@ -59,7 +59,10 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     let model = ModelConfig::from_directory(&config.model.path)?;
     let lora = method::lora(train, &model)?;
     let on_device = config.device.to_string() != "cpu" && device_names().len() > 1;
-    let formats = Formats::of(train.method, on_device || arguments.device_memory.is_some());
+    let formats = Formats {
+        eight_bit_states: train.optim == Optim::Adamw8bit,
+        ..Formats::of(train.method, on_device || arguments.device_memory.is_some())
+    };
     let data = rows(config, train)?;
     let tokens = data.as_ref().map(|data| tokens(config, train, data));
     let share = tokens

@@ -101,6 +101,16 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
             "must be a folder, and this is a file",
         )?;
     }
+    if let Some(export) = &config.export
+        && !export.checkpoint.as_os_str().is_empty()
+    {
+        given.check(
+            export.checkpoint.join("trainer_state.json").is_file(),
+            "export.checkpoint",
+            quoted(&export.checkpoint),
+            "is not a complete checkpoint; give a folder checkpoint-N of a run",
+        )?;
+    }
     if let (Some(export), Some(train)) = (&config.export, &config.train) {
         given.check(
             export.adapter == AdapterExport::Merge || train.method.has_adapter(),

@@ -222,6 +222,8 @@ pub struct ExportSection {
     pub dtype: ExportDtype,
     /// What becomes of a trained adapter; default `merge`.
     pub adapter: AdapterExport,
+    /// The checkpoint that `sysgen-train export` writes, such as `runs/x/checkpoint-300`; default empty, the newest.
+    pub checkpoint: PathBuf,
 }
 
 /// What an export holds of a trained adapter.

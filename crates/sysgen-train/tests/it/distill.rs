@@ -66,6 +66,7 @@ impl Kd {
                 let learn = labels[cells.clone()].iter().enumerate();
                 Example {
                     id: row.to_string(),
+                    set: 0,
                     ids: ids[cells]
                         .iter()
                         .take(length)
