@@ -2,8 +2,8 @@
 //!
 //! Read in this order: a row is read ([`rows`]), becomes ids and a mask and is cut to fit ([`example`]),
 //! is judged by the gate ([`check`]), laid into packed rows ([`pack`]) and micro-batches ([`batch`]), at the
-//! learning rate of its step ([`schedule`]), through the optimizer ([`optim`]) by the trainer ([`trainer`]), which
-//! saves itself ([`checkpoint`]) and is handed on as a Hugging Face folder ([`export`]).
+//! learning rate of its step ([`schedule`]), through the optimizer ([`optim`]) by the trainer ([`trainer`]). What of a model
+//! is trained is [`method`], what a teacher adds [`distill`] ([`stored_teacher`], [`align`]). The trainer saves itself ([`checkpoint`]) and is handed on as a Hugging Face folder ([`export`]).
 //!
 //! It knows nothing of how the data came to be, nor of generating text: only the `sysgen-train` binary does.
 
