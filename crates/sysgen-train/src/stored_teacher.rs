@@ -1,6 +1,6 @@
 //! A teacher's probabilities as rows carry them:
 //! `"sysgen": {"teacher": {"top_k": k, "ids": [[…]…], "log_probabilities": [[…]…]}}`, one list of `k` for every token of the
-//! answer and one for its stop token, the log-probabilities natural and of the whole vocabulary at temperature 1.
+//! answer and one for its stop token (`answer_ids`, if they are there, are these tokens), the log-probabilities natural and of the whole vocabulary at temperature 1.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -32,6 +32,8 @@ struct Provenance {
 #[derive(Deserialize)]
 struct Stored {
     top_k: usize,
+    #[serde(default)]
+    answer_ids: Vec<u32>,
     ids: Vec<Vec<u32>>,
     log_probabilities: Vec<Vec<f32>>,
 }
@@ -116,6 +118,7 @@ fn learnt_ids(example: &Example) -> impl Iterator<Item = &u32> {
 fn fitting(stored: Stored, example: &Example, vocab_size: usize) -> Result<TopK> {
     let Stored {
         top_k,
+        answer_ids,
         ids,
         log_probabilities,
     } = stored;
@@ -126,6 +129,10 @@ fn fitting(stored: Stored, example: &Example, vocab_size: usize) -> Result<TopK>
         "`sysgen.teacher` has {} lists of ids and {} of log-probabilities, the answer has {learnt} tokens with its stop token",
         ids.len(),
         log_probabilities.len()
+    );
+    ensure!(
+        answer_ids.is_empty() || answer_ids.iter().eq(learnt_ids(example)),
+        "the answer becomes other tokens than those the teacher wrote (`sysgen.teacher.answer_ids`); leave the row out, or set distill.teacher"
     );
     let whole = ids.iter().all(|words| words.len() == top_k)
         && log_probabilities.iter().all(|words| words.len() == top_k);
