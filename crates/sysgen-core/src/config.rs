@@ -23,8 +23,8 @@ pub use model::{
     HubDataset, ModelInit, ModelSection, MultiTurn, SystemRole,
 };
 pub use train::{
-    ALL_LINEAR, AdapterExport, BestMetric, ExportDtype, ExportSection, LrScheduler, Optim, ReportTo,
-    TrainMethod, TrainSection,
+    ALL_LINEAR, AdapterExport, BestMetric, ExportDtype, ExportSection, LrScheduler, Optim,
+    ReportTo, TrainMethod, TrainSection,
 };
 
 /// A whole run. `[generate]`, `[train]` and `[export]` each run when they are present, in that order.

@@ -6,7 +6,7 @@
 //! * ROUGE is `rouge_score`'s F, without its stemmer unless asked for; the paper says no more.
 //! * GLEU is given over words and over characters, each as the mean of rows and over the whole corpus;
 //!   which of them the paper prints is not said, and its values suggest characters.
-//! * BERTScore needs an encoder of one's own; BLEURT is left out, its model is no plain encoder.
+//! * BERTScore and BLEURT are left out: each needs a model of its own.
 //! * Lengths are characters, as the sizes in the paper's Table 8 suggest.
 //! * Table 6 counts rows that have a tag, not phrases. The paper's counts are those after phase 4.
 //! * Table 8 counts question-answer pairs of the source files where the config names them; with only a

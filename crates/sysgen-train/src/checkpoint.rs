@@ -81,7 +81,7 @@ pub struct Found {
     pub incomplete: Vec<(PathBuf, String)>,
 }
 
-/// Writes `checkpoint-N` for the trainer's present state and removes the oldest beyond `keep` (0 keeps all).
+/// Writes `checkpoint-N` for the trainer's present state. `base` is the model that an adapter belongs to.
 ///
 /// # Errors
 /// When a file cannot be written; the folder is then as it was.
@@ -93,7 +93,6 @@ pub fn save(
     progress: &Progress,
     identity: &Identity,
     effective_config: &str,
-    keep: usize,
 ) -> Result<PathBuf> {
     let path = output_dir.join(format!("checkpoint-{}", progress.step));
     write_directory_atomically(&path, |dir| {
@@ -124,7 +123,6 @@ pub fn save(
         })
     })
     .with_context(|| format!("saving {}", path.display()))?;
-    remove_oldest(output_dir, keep, progress.best.step)?;
     Ok(path)
 }
 
@@ -244,8 +242,12 @@ fn file_sizes(dir: &Path) -> Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-/// The checkpoint of the best evaluation stays beyond the limit.
-fn remove_oldest(output_dir: &Path, keep: usize, best: usize) -> Result<()> {
+/// Removes the oldest checkpoints beyond `keep` (0 keeps all). That of the best evaluation, at step `best`, stays beyond
+/// the limit.
+///
+/// # Errors
+/// When a folder cannot be read or removed.
+pub fn remove_oldest(output_dir: &Path, keep: usize, best: usize) -> Result<()> {
     if keep == 0 {
         return Ok(());
     }

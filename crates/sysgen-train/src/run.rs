@@ -353,9 +353,9 @@ impl Run<'_> {
     }
 
     fn save(&self, trainer: &Trainer, progress: &Progress) -> Result<PathBuf> {
-        let (output_dir, keep) = (&self.config.output_dir, self.train.save_total_limit);
+        let output_dir = &self.config.output_dir;
         let effective_config = self.config.to_toml();
-        checkpoint::save(
+        let saved = checkpoint::save(
             output_dir,
             &self.config.model.path,
             trainer,
@@ -363,7 +363,6 @@ impl Run<'_> {
             progress,
             self.identity,
             &effective_config,
-            keep,
         )
         .with_context(|| match self.newest_checkpoint() {
             Some(path) => format!(
@@ -371,7 +370,10 @@ impl Run<'_> {
                 path.display()
             ),
             None => "training stops; there is no earlier checkpoint".to_string(),
-        })
+        })?;
+        let keep = self.train.save_total_limit;
+        checkpoint::remove_oldest(output_dir, keep, progress.best.step)?;
+        Ok(saved)
     }
 
     fn newest_checkpoint(&self) -> Option<PathBuf> {

@@ -23,15 +23,25 @@ fn run(folder: &Path, sets: &[&str]) -> Command {
                 {"role": "user", "content": format!("Say the number {n}.")},
                 {"role": "assistant", "content": format!("NUMBER {n}")},
             ]);
-            format!("{}\n", json!({"id": format!("row-{n}"), "messages": messages}))
+            format!(
+                "{}\n",
+                json!({"id": format!("row-{n}"), "messages": messages})
+            )
         })
         .collect();
     std::fs::write(folder.join("rows.jsonl"), rows).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
-    command.current_dir(root()).args(["--config", "configs/quickstart.toml"]);
-    let mut set = |value: &str| drop(command.args(["--set", value]));
+    command
+        .current_dir(root())
+        .args(["--config", "configs/quickstart.toml"]);
+    let mut set = |value: &str| {
+        command.args(["--set", value]);
+    };
     set("generate=false");
-    set(&format!("data.path={}", folder.join("rows.jsonl").display()));
+    set(&format!(
+        "data.path={}",
+        folder.join("rows.jsonl").display()
+    ));
     set(&format!("output_dir={}", folder.join("run").display()));
     for value in [
         "data.existing_system=keep",
@@ -84,7 +94,12 @@ fn a_killed_run_ends_with_the_adapter_of_an_undisturbed_one_and_it_can_be_merged
     assert_eq!(adapter(calm.path()), adapter(killed.path()));
 
     let export = calm.path().join("run/export");
-    for name in ["adapter_config.json", "chat_template.jinja", "generation_config.json", "README.md"] {
+    for name in [
+        "adapter_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "README.md",
+    ] {
         assert!(export.join(name).is_file(), "{name}");
     }
     assert!(!export.join("model.safetensors").exists());
@@ -93,13 +108,25 @@ fn a_killed_run_ends_with_the_adapter_of_an_undisturbed_one_and_it_can_be_merged
 
     let merged = calm.path().join("merged");
     let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
-    command.current_dir(root()).args(["merge", "--model", MODEL]);
-    command.arg("--adapter").arg(&export).arg("--output").arg(&merged);
+    command
+        .current_dir(root())
+        .args(["merge", "--model", MODEL]);
+    command
+        .arg("--adapter")
+        .arg(&export)
+        .arg("--output")
+        .arg(&merged);
     succeed(command);
     // The same as exporting the run's last checkpoint merged.
-    let sets = [format!("export.path={}", calm.path().join("whole").display())];
+    let sets = [format!(
+        "export.path={}",
+        calm.path().join("whole").display()
+    )];
     let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
-    let mut export = run(calm.path(), &[&sets[..], &["export.adapter=merge"]].concat());
+    let mut export = run(
+        calm.path(),
+        &[&sets[..], &["export.adapter=merge"]].concat(),
+    );
     let arguments: Vec<_> = export.get_args().map(ToOwned::to_owned).collect();
     export = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
     export.current_dir(root()).arg("export").args(arguments);
@@ -123,6 +150,9 @@ fn wrong_adapter_settings_are_one_clear_line() {
         let output = run(folder.path(), &[set]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let last = said.lines().last().unwrap_or_default();
-        assert!(!output.status.success() && last.contains(expected), "{set}: {said}");
+        assert!(
+            !output.status.success() && last.contains(expected),
+            "{set}: {said}"
+        );
     }
 }
