@@ -335,7 +335,8 @@ fn stored_probabilities_of_all_words_are_the_teacher_itself() {
 fn stored_probabilities_that_do_not_fit_are_refused_with_the_row() {
     let world = World::new();
     let stored = DistillSection::default();
-    let cases: [(&str, fn(&mut Value)); 4] = [
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 4] = [
         ("tokens with its stop token", |teacher| {
             teacher["ids"].as_array_mut().unwrap().pop();
         }),
