@@ -110,7 +110,7 @@ fn an_unknown_key_is_named_with_its_line_and_what_was_meant() {
     );
     refused(
         with("[generate.draft]\nzzz = 1", &[]),
-        "x.toml:7: unknown key `zzz` in [generate.draft]; its keys are `max_tokens`, `retries`, `temperature`, `top_k`, `top_p`",
+        "x.toml:7: unknown key `zzz` in [generate.draft]; its keys are `max_tokens`, `min_p`, `repetition_penalty`, `retries`, `temperature`, `top_k`, `top_p`",
     );
     refused(
         load(&format!("learning_rate = 1\n{START}[train]"), &[]),

@@ -143,7 +143,7 @@ impl PagedCache {
                 keys: held_keys,
                 values: held_values,
             } => {
-                let held = [held_keys, held_values];
+                let held = [&*held_keys, &*held_values];
                 let new = [keys, values].map(device::primitive);
                 cuda::write(self.shape, held, new, runs);
             }
