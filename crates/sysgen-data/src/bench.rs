@@ -10,7 +10,7 @@ use serde::Serialize;
 use sysgen_core::measure::{least, median, peak_rss_mib, rounded};
 use sysgen_core::tell;
 use sysgen_infer::{Engine, Options, Request, Sampling, Statistics};
-use sysgen_model::{Decoder, Origin, device, device_name, doing, read_ids};
+use sysgen_model::{Decoder, Origin, WeightDtype, device, device_name, doing, read_ids};
 
 /// The tensor of the inputs file, `[rows, prompt]`.
 const TENSOR: &str = "prompt.input_ids";
@@ -96,7 +96,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     );
     let device = device(&arguments.device)?;
     doing("loading the model");
-    let (decoder, origin) = Decoder::open(&arguments.model, SEED, &device)
+    let (decoder, origin) = Decoder::open(&arguments.model, SEED, &device, WeightDtype::Auto)
         .with_context(|| format!("--model {}", arguments.model.display()))?;
     let longest = decoder.config.max_position_embeddings;
     ensure!(

@@ -13,7 +13,7 @@ use sysgen_core::interrupt;
 use sysgen_infer::{
     ChoiceRequest, ChoiceStep, Engine, Finish, Options, Refused, Request, TokenLogProbability,
 };
-use sysgen_model::{Decoder, Device, ModelConfig};
+use sysgen_model::{Decoder, Device, ModelConfig, WeightDtype};
 
 use crate::generator::{
     Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores, Teacher,
@@ -117,7 +117,7 @@ impl Local {
         let decoder = if starts_at_random(config, generate) {
             Decoder::random(model, config.seed, device)
         } else {
-            Decoder::load(directory, device)?
+            Decoder::load_as(directory, device, WeightDtype::Auto)?
         };
         let options = Options {
             max_num_seqs: generate.batch_size.max(1),

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::decoder::Decoder;
 use crate::layer::{Scene, norm};
@@ -105,7 +105,7 @@ impl Decoder {
         let rows = gradient.reshape([batch * time, dim]);
         let table = table
             .take()
-            .unwrap_or_else(|| self.weights.embedding.zeros_like());
+            .unwrap_or_else(|| self.weights.embedding.zeros_like().cast(DType::F32));
         gradients(
             0,
             Weight::Matrix(sysgen_ops::add_rows(table, &tokens.ids, rows)),

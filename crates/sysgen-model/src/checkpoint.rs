@@ -7,12 +7,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::Device;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use serde_json::Value;
 
 use crate::config::{ModelConfig, StoredDtype};
 use crate::names::{EMBEDDING, HEAD, entries, harmless};
+use crate::weights::{Weight, WeightDtype};
 
 /// Where a single-file checkpoint is.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -177,15 +179,30 @@ impl Checkpoint {
         }
     }
 
-    /// A tensor's values as f32; exact for the three formats.
-    pub(crate) fn values(&self, name: &str) -> Vec<f32> {
+    /// A tensor of the model on `device`, matrices in the format that `dtype` asks for.
+    pub(crate) fn weight(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: WeightDtype,
+        device: &Device,
+    ) -> Weight {
         let (shard, tensor) = self
             .find(name)
             .expect("`check` has seen every tensor of the model");
-        let dtype = tensor
+        let stored = tensor
             .dtype
             .expect("`check` has seen the number format of every tensor of the model");
-        decode(shard.bytes_of(tensor), dtype)
+        let bytes = shard.bytes_of(tensor);
+        if let ([_, _], StoredDtype::Bf16, true) = (shape, stored, dtype != WeightDtype::F32) {
+            let values = halves(bytes).map(bf16::from_bits).collect();
+            return Weight::from_bf16(values, shape, device);
+        }
+        let weight = Weight::from_values(decode(bytes, stored), shape, device);
+        match dtype {
+            WeightDtype::Bf16 => weight.in_bf16(),
+            _ => weight,
+        }
     }
 
     /// The one number format of the model's tensors, if it is one.
@@ -321,13 +338,6 @@ fn dtype_of(name: &str) -> Option<(usize, Option<StoredDtype>)> {
 }
 
 pub(crate) fn decode(bytes: &[u8], dtype: StoredDtype) -> Vec<f32> {
-    let halves = || {
-        bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|pair| u16::from_le_bytes(*pair))
-    };
     match dtype {
         StoredDtype::F32 => bytes
             .as_chunks::<4>()
@@ -335,11 +345,19 @@ pub(crate) fn decode(bytes: &[u8], dtype: StoredDtype) -> Vec<f32> {
             .iter()
             .map(|four| f32::from_le_bytes(*four))
             .collect(),
-        StoredDtype::F16 => halves().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-        StoredDtype::Bf16 => halves()
+        StoredDtype::F16 => halves(bytes)
+            .map(|bits| f16::from_bits(bits).to_f32())
+            .collect(),
+        StoredDtype::Bf16 => halves(bytes)
             .map(|bits| bf16::from_bits(bits).to_f32())
             .collect(),
     }
+}
+
+/// Numbers of two bytes as bits.
+fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    let pairs = bytes.as_chunks::<2>().0.iter();
+    pairs.map(|pair| u16::from_le_bytes(*pair))
 }
 
 /// `weight_map` of the index: (tensor, file), in the file's order.

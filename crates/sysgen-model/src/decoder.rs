@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sysgen_ops::{AttentionShape, LinearWeight, Segments};
@@ -17,10 +17,10 @@ use crate::layer::{Rotation, Scene, norm};
 use crate::names::{Entry, Kind, entries};
 use crate::save::{self, ExportDtype};
 use crate::tokens::Tokens;
-use crate::weights::{Layer, Parameter, Source, Weight, Weights};
+use crate::weights::{Layer, Parameter, Source, Weight, WeightDtype, Weights};
 
-/// A language model of one of the supported families. All weights are f32: it is what every op computes in, and what
-/// f16 and bf16 files convert to without loss.
+/// A language model of one of the supported families. Every op computes in f32; matrices are f32 or, on the CPU, bf16, from
+/// which products widen them as they go, with the bits of an f32 copy.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     /// What `config.json` says.
@@ -31,33 +31,40 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads a Hugging Face model directory onto `device`. The host holds about one tensor at a time.
+    /// Loads a Hugging Face model directory onto `device`, in f32. The host holds about one tensor at a time.
     ///
     /// # Errors
     /// The configuration is not supported, or a tensor is missing, surplus, mis-shaped or truncated; found from the
     /// headers, before any tensor is made.
     pub fn load(dir: &Path, device: &Device) -> Result<Decoder> {
-        Decoder::load_as(dir, device, false)
+        Decoder::load_as(dir, device, WeightDtype::F32)
     }
 
-    /// As [`Decoder::load`], with the projections of all layers in four bits (NF4), quantised one tensor at a time. Such a
+    /// As [`Decoder::load`], with matrices kept in `dtype`; on a GPU they are f32 whatever it says.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_as(dir: &Path, device: &Device, dtype: WeightDtype) -> Result<Decoder> {
+        Decoder::load_with(dir, device, dtype, false)
+    }
+
+    /// As [`Decoder::load_as`], with the projections of all layers in four bits (NF4), quantised one tensor at a time. Such a
     /// decoder is frozen: only adapters beside it can be trained.
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub fn load_nf4(dir: &Path, device: &Device) -> Result<Decoder> {
-        Decoder::load_as(dir, device, true)
+    pub fn load_nf4(dir: &Path, device: &Device, dtype: WeightDtype) -> Result<Decoder> {
+        Decoder::load_with(dir, device, dtype, true)
     }
 
-    fn load_as(dir: &Path, device: &Device, nf4: bool) -> Result<Decoder> {
+    fn load_with(dir: &Path, device: &Device, dtype: WeightDtype, nf4: bool) -> Result<Decoder> {
+        let dtype = dtype.on(device);
         let config = ModelConfig::from_directory(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
         let list = entries(&config)
             .into_iter()
-            .map(|Entry { name, shape, .. }| {
-                Weight::from_values(checkpoint.values(&name), &shape, device)
-            });
+            .map(|Entry { name, shape, .. }| checkpoint.weight(&name, &shape, dtype, device));
         let weights = Weights::from_source(&config, Source::new(list, nf4));
         Ok(Decoder {
             config,
@@ -86,6 +93,16 @@ impl Decoder {
             weights,
             lora: None,
         }
+    }
+
+    /// The same model with every matrix rounded to the nearest bf16.
+    #[must_use]
+    pub fn in_bf16(self) -> Decoder {
+        let (config, mut parameters) = self.into_parameters();
+        for parameter in &mut parameters {
+            parameter.tensor = parameter.tensor.clone().in_bf16();
+        }
+        Decoder::from_parameters(config, parameters)
     }
 
     /// Whether its projections are in four bits.
@@ -241,9 +258,11 @@ impl Decoder {
             .collect();
         let ids =
             Tensor::<1, Int>::from_data(TensorData::new(ids, [batch * time]), &table.device());
-        let x = table
-            .select(0, ids)
-            .reshape([batch, time, self.config.hidden_size]);
+        let x =
+            table
+                .select(0, ids)
+                .cast(DType::F32)
+                .reshape([batch, time, self.config.hidden_size]);
         match self.config.embedding_scale {
             Some(scale) => x.mul_scalar(scale),
             None => x,

@@ -41,4 +41,4 @@ pub use random::Origin;
 pub use rope::{Long, Rope};
 pub use save::ExportDtype;
 pub use tokens::Tokens;
-pub use weights::{Parameter, Weight};
+pub use weights::{Parameter, Weight, WeightDtype};

@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::names::{Entry, Kind, entries};
-use crate::weights::{Weight, Weights};
+use crate::weights::{Weight, WeightDtype, Weights};
 
 /// Where the weights of a model came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +23,19 @@ pub enum Origin {
 
 impl Decoder {
     /// A model directory with its weights; or, of a directory that holds only `config.json`, or of such a file itself, an
-    /// untrained model of that shape.
+    /// untrained model of that shape in f32.
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub fn open(path: &Path, seed: u64, device: &Device) -> Result<(Decoder, Origin)> {
+    pub fn open(
+        path: &Path,
+        seed: u64,
+        device: &Device,
+        dtype: WeightDtype,
+    ) -> Result<(Decoder, Origin)> {
         if path.is_dir() && Checkpoint::stored(path) {
-            return Ok((Decoder::load(path, device)?, Origin::Loaded));
+            let decoder = Decoder::load_as(path, device, dtype)?;
+            return Ok((decoder, Origin::Loaded));
         }
         let config = if path.is_file() {
             ModelConfig::from_file(path)?
@@ -82,11 +88,11 @@ mod tests {
     #[test]
     fn a_bare_config_becomes_a_random_model_of_that_shape() {
         let (device, dir) = (Device::flex(), tempfile::tempdir().unwrap());
-        let (loaded, origin) = Decoder::open(&golden(), 1, &device).unwrap();
+        let (loaded, origin) = Decoder::open(&golden(), 1, &device, WeightDtype::F32).unwrap();
         assert_eq!(origin, Origin::Loaded);
         std::fs::copy(golden().join("config.json"), dir.path().join("config.json")).unwrap();
         for path in [dir.path().to_path_buf(), golden().join("config.json")] {
-            let (random, origin) = Decoder::open(&path, 1, &device).unwrap();
+            let (random, origin) = Decoder::open(&path, 1, &device, WeightDtype::F32).unwrap();
             assert_eq!(origin, Origin::Random);
             let shapes = |decoder: &Decoder| -> Vec<_> {
                 let parameters = decoder.parameters().into_iter();
@@ -101,7 +107,7 @@ mod tests {
         let (device, dir) = (Device::flex(), tempfile::tempdir().unwrap());
         std::fs::copy(golden().join("config.json"), dir.path().join("config.json")).unwrap();
         std::fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
-        let error = Decoder::open(dir.path(), 1, &device).unwrap_err();
+        let error = Decoder::open(dir.path(), 1, &device, WeightDtype::F32).unwrap_err();
         assert!(error.to_string().contains("pytorch_model.bin"), "{error:#}");
     }
 }

@@ -1,7 +1,7 @@
 //! The tensors of a decoder, as named parameters from outside and as layers inside.
 //! Both views list them in the order of `names.rs`.
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData, bf16};
 
 use sysgen_ops::{Adapter, Dropout, LinearWeight, Nf4};
 
@@ -15,6 +15,28 @@ pub struct Parameter {
     pub name: String,
     /// Its values.
     pub tensor: Weight,
+}
+
+/// What matrices (projections, embedding table, head) are kept in. Norms and biases are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// bf16 where the files have it, f32 elsewhere: nothing is rounded. For weights that are not trained.
+    #[default]
+    Auto,
+    /// f32, to which f16 and bf16 files convert without loss.
+    F32,
+    /// bf16; what the files have in another format is rounded to the nearest.
+    Bf16,
+}
+
+impl WeightDtype {
+    /// What of it the device can do: the weights of a GPU are f32, for now.
+    pub(crate) fn on(self, device: &Device) -> WeightDtype {
+        match *device == Device::flex() {
+            true => self,
+            false => WeightDtype::F32,
+        }
+    }
 }
 
 /// The tensor of a parameter.
@@ -37,6 +59,29 @@ impl Weight {
         }
     }
 
+    /// A matrix from numbers in bf16, kept so.
+    pub(crate) fn from_bf16(values: Vec<bf16>, shape: &[usize], device: &Device) -> Weight {
+        let data = TensorData::new(values, shape.to_vec());
+        Weight::Matrix(Tensor::from_data(data, (device, DType::BF16)))
+    }
+
+    /// The same, a matrix rounded to the nearest bf16.
+    #[must_use]
+    pub fn in_bf16(self) -> Weight {
+        match self {
+            Weight::Matrix(tensor) => Weight::Matrix(tensor.cast(DType::BF16)),
+            vector => vector,
+        }
+    }
+
+    /// Whether it is kept in bf16.
+    pub fn is_bf16(&self) -> bool {
+        match self {
+            Weight::Vector(tensor) => tensor.dtype() == DType::BF16,
+            Weight::Matrix(tensor) => tensor.dtype() == DType::BF16,
+        }
+    }
+
     /// Sizes of its dimensions.
     pub fn shape(&self) -> Vec<usize> {
         match self {
@@ -55,7 +100,7 @@ impl Weight {
         self.len() == 0
     }
 
-    /// Its values on the host, row-major.
+    /// Its values on the host as f32, row-major.
     pub fn to_vec(&self) -> Vec<f32> {
         let data = match self {
             Weight::Vector(tensor) => tensor.clone().try_into_vec_as::<f32>(),
@@ -327,7 +372,10 @@ impl<const N: usize> Projection<N> {
 
 impl Linear {
     fn into_list(self, list: &mut Vec<Weight>) {
-        list.push(Weight::Matrix(self.weight.dense()));
+        list.push(Weight::Matrix(match self.weight {
+            LinearWeight::Dense(weight) => weight,
+            LinearWeight::Nf4(weight) => weight.dequantise(),
+        }));
         list.extend(self.bias.map(Weight::Vector));
     }
 }

@@ -10,14 +10,15 @@ use burn::backend::{
     Autodiff, AutodiffBackend, BackendTensor, DispatchAutodiffContext, DispatchTensor,
     DispatchTensorKind, Flex, TensorMetadata, tensor::FloatTensor,
 };
-use burn::tensor::{DType, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Shape, Tensor, TensorData, bf16};
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::NoCheckpointing;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_flex::FlexTensor;
 
-/// An operation on contiguous f32 slices that knows its own gradient.
+/// An operation on contiguous f32 slices that knows its own gradient. An input in bf16 comes as an empty slice: the operation
+/// holds it itself ([`in_bf16`]), and its gradient is f32.
 pub(crate) trait Fused: Debug + Send + Sync + 'static {
     /// The output, and what the gradient needs besides inputs and output. Nothing is `wanted` outside a graph.
     fn forward(&self, inputs: &[&[f32]], wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>);
@@ -118,6 +119,34 @@ pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
         .expect("made contiguous, and `serves` admits f32 only")
 }
 
+/// The numbers of a weight, in what they are kept in.
+#[derive(Clone, Copy)]
+pub(crate) enum Numbers<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+/// The numbers of a contiguous tensor.
+pub(crate) fn numbers(tensor: &FlexTensor) -> Numbers<'_> {
+    match tensor.dtype() {
+        DType::BF16 => Numbers::Bf16(tensor.as_slice().expect("contiguous bf16")),
+        _ => Numbers::F32(slice(tensor)),
+    }
+}
+
+/// A weight's values if it is kept in bf16, for the operation to hold.
+pub(crate) fn in_bf16(weight: &Tensor<2>) -> Option<FlexTensor> {
+    (weight.dtype() == DType::BF16).then(|| values(weight.clone()))
+}
+
+/// What an operation sees of an input.
+fn seen(tensor: &FlexTensor) -> &[f32] {
+    match numbers(tensor) {
+        Numbers::F32(numbers) => numbers,
+        Numbers::Bf16(_) => &[],
+    }
+}
+
 /// A primitive whose storage is exactly the tensor's numbers, so that it can be written in place.
 pub(crate) fn writable<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     let shape = tensor.dims();
@@ -159,7 +188,7 @@ pub(crate) fn apply<const N: usize, const D: usize>(
             Primitive::Plain(tensor) => tensor.to_contiguous(),
             Primitive::Graph(_) => unreachable!("a graph tensor has an enabled context"),
         });
-        let (output, _) = op.forward(&inputs.each_ref().map(slice), &[false; N]);
+        let (output, _) = op.forward(&inputs.each_ref().map(seen), &[false; N]);
         return from_flex(tensor(output, shape));
     }
 
@@ -180,7 +209,7 @@ pub(crate) fn apply<const N: usize, const D: usize>(
     let Ok(nodes) = <[_; N]>::try_from(nodes) else {
         unreachable!("one node for each of N inputs")
     };
-    let slices: Vec<&[f32]> = primitives.iter().map(slice).collect();
+    let slices: Vec<&[f32]> = primitives.iter().map(seen).collect();
     let (output, saved) = op.forward(&slices, &wanted);
     let output = tensor(output, shape);
     let output = match Gradient
@@ -229,7 +258,7 @@ struct State {
 
 /// The numbers of a kept tensor, none of one that was not.
 fn kept(tensor: &Option<FlexTensor>) -> &[f32] {
-    tensor.as_ref().map_or(&[], slice)
+    tensor.as_ref().map_or(&[], seen)
 }
 
 #[derive(Debug)]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor};
 use common::{numbers, tensor};
 use sysgen_ops::{
-    AttentionShape, Segments, attention, linear, linear_cross_entropy, rms_norm, swiglu,
+    AttentionShape, Distillation, Divergence, Segments, Teacher, attention, linear,
+    linear_cross_entropy, linear_distillation, rms_norm, swiglu,
 };
 
 #[test]
@@ -40,16 +41,74 @@ fn a_weight_in_bf16_gives_the_bits_of_its_f32_copy() {
         let x = tensor::<2>(1, [rows, input], &device);
         let weight = tensor::<2>(2, [output, input], &device).cast(DType::BF16);
         let wide = weight.clone().cast(DType::F32);
-        let pass = |weight: Tensor<2>| {
+        let pass = |weight: Tensor<2>, trained: bool| {
             let x = x.clone().autodiff().require_grad();
-            let y = linear(x.clone(), weight.autodiff(), None);
+            let weight = match trained {
+                true => weight.autodiff().require_grad(),
+                false => weight.autodiff(),
+            };
+            let y = linear(x.clone(), weight.clone(), None);
             let gradients = (y.clone() * tensor(3, [rows, output], &device).autodiff())
                 .sum()
                 .backward();
-            (numbers(y), numbers(x.grad(&gradients).unwrap()))
+            let of_weight = weight.grad(&gradients);
+            assert_eq!(of_weight.is_some(), trained);
+            assert!(
+                of_weight
+                    .iter()
+                    .all(|gradient| gradient.dtype() == DType::F32)
+            );
+            (
+                numbers(y),
+                numbers(x.grad(&gradients).unwrap()),
+                of_weight.map(numbers),
+            )
         };
-        assert!(pass(weight) == pass(wide), "{rows}x{input}x{output}");
+        for trained in [false, true] {
+            let same = pass(weight.clone(), trained) == pass(wide.clone(), trained);
+            assert!(same, "{rows}x{input}x{output}, trained {trained}");
+        }
     }
+}
+
+#[test]
+fn a_head_in_bf16_gives_the_losses_and_gradients_of_its_f32_copy() {
+    let device = Device::flex();
+    let (positions, dim, vocab) = (70, 48, 1031);
+    let targets: Vec<u32> = (0..positions as u32).map(|i| i * 13).collect();
+    let head = tensor::<2>(1, [vocab, dim], &device).cast(DType::BF16);
+    let of_teacher = tensor::<2>(2, [vocab, dim], &device).cast(DType::BF16);
+    let pass = |head: Tensor<2>, of_teacher: Tensor<2>| {
+        let teacher = Teacher::Hidden {
+            hidden: tensor(3, [positions, dim], &device),
+            head: of_teacher,
+            softcap: Some(20.0),
+        };
+        let settings = Distillation {
+            divergence: Divergence::Jsd(0.3),
+            temperature: 1.5,
+            weight: 0.6,
+            cross_entropy_weight: 0.4,
+            softcap: Some(30.0),
+        };
+        let hidden = tensor::<2>(4, [positions, dim], &device).autodiff();
+        let (hidden, head) = (hidden.require_grad(), head.autodiff().require_grad());
+        let distilled =
+            linear_distillation(hidden.clone(), head.clone(), &targets, &teacher, settings);
+        let plain = linear_cross_entropy(hidden.clone(), head.clone(), &targets, 0.1, Some(30.0));
+        [distilled, plain].map(|losses| {
+            let gradients = losses.clone().sum().backward();
+            let of_head = head.grad(&gradients).unwrap();
+            assert_eq!(of_head.dtype(), DType::F32);
+            let of_hidden = numbers(hidden.grad(&gradients).unwrap());
+            [numbers(losses), numbers(of_head), of_hidden]
+        })
+    };
+    let wide = pass(
+        head.clone().cast(DType::F32),
+        of_teacher.clone().cast(DType::F32),
+    );
+    assert!(pass(head, of_teacher) == wide);
 }
 
 #[test]

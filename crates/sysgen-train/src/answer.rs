@@ -11,7 +11,7 @@ use sysgen_core::config::{DefaultSystem, SystemRole};
 use sysgen_core::message::Message;
 use sysgen_core::tell;
 use sysgen_infer::{Answer, Completion, Engine, Finish, Options, Refused, Request, Sampling};
-use sysgen_model::{Decoder, device};
+use sysgen_model::{Decoder, WeightDtype, device};
 
 #[derive(Args)]
 pub(crate) struct AnswerArguments {
@@ -52,7 +52,7 @@ pub(crate) fn answer(arguments: &AnswerArguments) -> Result<()> {
     let mut messages: Vec<Message> = arguments.system.iter().map(Message::system).collect();
     messages.push(Message::user(&arguments.user));
     let prompt = chat.prompt(&messages)?;
-    let decoder = Decoder::load(&arguments.model, &device)?;
+    let decoder = Decoder::load_as(&arguments.model, &device, WeightDtype::Auto)?;
     let sampling = Sampling {
         temperature: arguments.temperature,
         seed: arguments.seed,

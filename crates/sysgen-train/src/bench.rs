@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 use sysgen_core::measure::{least, median, peak_rss_mib, rounded};
 use sysgen_core::tell;
-use sysgen_model::{Decoder, Device, Lora, Origin, device, device_name, doing};
+use sysgen_model::{Decoder, Device, Lora, Origin, WeightDtype, device, device_name, doing};
 use sysgen_ops::AdamW;
 use sysgen_train::optim::Optimizer;
 use sysgen_train::trainer::Trainer;
@@ -139,7 +139,7 @@ fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Rep
         "--steps must be at least 2: the first one is not timed"
     );
     doing("loading the model");
-    let (decoder, origin) = Decoder::open(model, SEED, device)
+    let (decoder, origin) = Decoder::open(model, SEED, device, WeightDtype::F32)
         .with_context(|| format!("--model {}", model.display()))?;
     let shape = Shape {
         batch: arguments.batch,

@@ -10,7 +10,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::RunConfig;
 use sysgen_core::config::{CrossTokenizer, DistillSection, DivergenceKind};
-use sysgen_model::{Decoder, Device, Tokens};
+use sysgen_model::{Decoder, Device, Tokens, WeightDtype};
 use sysgen_ops::{
     Distillation, Divergence, Teacher, TopK, linear_cross_entropy, linear_distillation,
 };
@@ -159,7 +159,7 @@ pub fn distiller(
         tracing::info!("{found}");
         let load = || {
             tracing::info!("loading the teacher {path}");
-            Decoder::load(&distill.teacher, device).map(Box::new)
+            Decoder::load_as(&distill.teacher, device, WeightDtype::Auto).map(Box::new)
         };
         match (&found, distill.cross_tokenizer) {
             (Vocabularies::Same | Vocabularies::Padded { .. }, _) => Source::Model(load()?),

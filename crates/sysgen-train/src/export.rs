@@ -12,7 +12,7 @@ use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
 use sysgen_core::files::write_directory_atomically;
 use sysgen_core::message::Message;
-use sysgen_model::{Decoder, Device, Parameter, StoredDtype, Weight};
+use sysgen_model::{Decoder, Device, Parameter, StoredDtype, Weight, WeightDtype};
 
 use crate::check::same_ids;
 use crate::method::probe;
@@ -163,7 +163,7 @@ impl Export<'_> {
         let device = self.decoder.device();
         let reloaded = match self.keeps_adapter() {
             true => self.decoder.clone().with_adapter(dir)?,
-            false => Decoder::load(dir, &device)?,
+            false => Decoder::load_as(dir, &device, WeightDtype::Auto)?,
         };
         let expected = probe(&rounded_as_stored(self.decoder.clone(), dir, &device)?);
         let found = probe(&reloaded);

@@ -9,7 +9,7 @@ use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
 use sysgen_core::message::Message;
 use sysgen_core::tell;
-use sysgen_model::{Decoder, device, doing};
+use sysgen_model::{Decoder, WeightDtype, device, doing};
 use sysgen_train::export::Export;
 use sysgen_train::method;
 
@@ -49,8 +49,9 @@ pub(crate) fn merge(arguments: &MergeArguments) -> Result<()> {
     };
     let chat = Chat::load(texts, options)?;
     doing("merging the adapter");
-    let decoder = Decoder::load(&arguments.model, &device)?.with_adapter(&arguments.adapter)?;
-    let merged = method::merge(&decoder, || Decoder::load(&arguments.model, &device))?;
+    let base = || Decoder::load_as(&arguments.model, &device, WeightDtype::Auto);
+    let decoder = base()?.with_adapter(&arguments.adapter)?;
+    let merged = method::merge(&decoder, base)?;
     let conversation = vec![
         Message::user("Hello"),
         Message::assistant("Hello, how can I help?"),

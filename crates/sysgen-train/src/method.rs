@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sysgen_core::RunConfig;
 use sysgen_core::config::{ALL_LINEAR, ModelInit, Optim, TrainMethod, TrainSection};
 use sysgen_core::hash::seed_from;
-use sysgen_model::{Decoder, Device, Lora, ModelConfig, Tokens};
+use sysgen_model::{Decoder, Device, Lora, ModelConfig, Tokens, WeightDtype};
 
 /// Tokens whose logits are compared when an adapter is merged.
 const PROBE_TOKENS: usize = 64;
@@ -65,11 +65,16 @@ pub fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
             "train.method = \"qlora\" quantises a trained model; it cannot start from model.init = \"random\""
         );
         tracing::info!("loading {} in four bits (NF4)", path.display());
-        return Decoder::load_nf4(path, device);
+        return Decoder::load_nf4(path, device, WeightDtype::Auto);
     }
     if pretrained {
         tracing::info!("loading {}", path.display());
-        return Decoder::load(path, device);
+        // What is not trained stays as it is stored.
+        let dtype = match method {
+            Some(TrainMethod::Full) => WeightDtype::F32,
+            _ => WeightDtype::Auto,
+        };
+        return Decoder::load_as(path, device, dtype);
     }
     tracing::info!(
         "starting from random weights, {}",

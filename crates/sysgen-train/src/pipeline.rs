@@ -9,7 +9,7 @@ use sysgen_core::config::{AdapterExport, ModelInit, TrainSection};
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::Message;
 use sysgen_core::{RunConfig, lock_output, tell};
-use sysgen_model::{Decoder, Device, device, doing};
+use sysgen_model::{Decoder, Device, WeightDtype, device, doing};
 use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::distill;
@@ -324,7 +324,7 @@ fn write_export(
         AdapterExport::Keep => decoder,
         AdapterExport::Merge => {
             whole = method::merge(decoder, || {
-                Decoder::load(&config.model.path, &decoder.device())
+                Decoder::load_as(&config.model.path, &decoder.device(), WeightDtype::Auto)
             })?;
             &whole
         }

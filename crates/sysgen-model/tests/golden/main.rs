@@ -2,6 +2,7 @@
 //! `tests/golden` where that is not set, is run through the same tests. `tests/golden/make` is the recipe.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod bf16;
 mod case;
 mod files;
 mod forward;

@@ -1,11 +1,13 @@
 //! `linear_cross_entropy` on the CPU. The gradient is made in the forward pass, while a chunk's logits are at hand: the
 //! loss is nearly always summed, and then the gradient that comes back is one factor for all positions.
 
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::rows::{Positions, Softmax, gradients, statistics};
-use crate::fused::{Fused, Pass};
+use crate::fused::{Fused, Numbers, Pass, numbers};
 use crate::matmul::{Block, Matrix, block};
+use crate::pack::Number;
 use crate::product::{MAX_TILE_COLUMNS, Shared};
 use crate::simd::scale;
 
@@ -27,12 +29,14 @@ pub(super) struct LinearCrossEntropy {
     pub(super) vocab: usize,
     pub(super) weight: f32,
     pub(super) softcap: Option<f32>,
+    /// The head, where it is kept in bf16.
+    pub(super) bf16: Option<FlexTensor>,
 }
 
 impl Fused for LinearCrossEntropy {
     fn forward(&self, inputs: &[&[f32]], wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
         let weights = vec![self.weight; self.targets.len()];
-        self.run(inputs, wanted, &weights)
+        self.losses(inputs, wanted, &weights)
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
@@ -46,19 +50,31 @@ impl Fused for LinearCrossEntropy {
         }
         drop(pass.saved);
         let weights: Vec<f32> = pass.gradient.iter().map(|g| g * self.weight).collect();
-        self.run(pass.inputs, pass.wanted, &weights).1
+        self.losses(pass.inputs, pass.wanted, &weights).1
     }
 }
 
 impl LinearCrossEntropy {
     /// Weighted losses, and the wanted gradients of their sum.
-    fn run(
+    fn losses(
         &self,
         inputs: &[&[f32]],
         wanted: &[bool],
         weights: &[f32],
     ) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let (hidden, head) = (inputs[0], inputs[1]);
+        match self.bf16.as_ref().map_or(Numbers::F32(inputs[1]), numbers) {
+            Numbers::F32(head) => self.run(inputs[0], head, wanted, weights),
+            Numbers::Bf16(head) => self.run(inputs[0], head, wanted, weights),
+        }
+    }
+
+    fn run<T: Number>(
+        &self,
+        hidden: &[f32],
+        head: &[T],
+        wanted: &[bool],
+        weights: &[f32],
+    ) -> (Vec<f32>, Vec<Vec<f32>>) {
         let mut losses = Vec::with_capacity(self.targets.len());
         let mut d_hidden = vec![0.0; if wanted[0] { hidden.len() } else { 0 }];
         let mut d_head = vec![0.0; if wanted[1] { head.len() } else { 0 }];
@@ -100,7 +116,7 @@ impl LinearCrossEntropy {
     }
 
     /// Fills the logits of a chunk, soft-capped, and returns maximum and sum of exponents of every position.
-    fn logits(&self, hidden: &[f32], head: &[f32], logits: &mut [f32]) -> Vec<Softmax> {
+    fn logits<T: Number>(&self, hidden: &[f32], head: &[T], logits: &mut [f32]) -> Vec<Softmax> {
         let (dim, vocab) = (self.dim, self.vocab);
         let rows = hidden.len() / dim;
         let shared = Shared(logits.as_mut_ptr());
@@ -126,14 +142,14 @@ impl LinearCrossEntropy {
 }
 
 /// Positions whose logits exist.
-struct Chunk<'a> {
+struct Chunk<'a, T> {
     op: &'a LinearCrossEntropy,
     hidden: &'a [f32],
-    head: &'a [f32],
+    head: &'a [T],
     positions: Positions<'a>,
 }
 
-impl Chunk<'_> {
+impl<T: Number> Chunk<'_, T> {
     /// Makes the gradient of the logits, a stripe at a time, and adds its two products: `d_hidden += dl · head`, `d_head += dlᵀ · hidden`.
     fn gradients(
         &self,

@@ -16,6 +16,8 @@ use crate::fused;
 /// The loss `logsumexp(l) − l[target]` of each position times `weight`, where `l = hidden · headᵀ`, soft-capped as
 /// `c · tanh(l / c)` if asked.
 ///
+/// On the CPU the head may be in bf16 beside f32 hidden states; its gradient is f32.
+///
 /// Callers pass supervised positions only and sum the losses. In a graph the gradient of that sum is made at once, while
 /// the logits exist; `weight` is there so that it need not be scaled afterwards.
 ///
@@ -55,6 +57,7 @@ pub fn linear_cross_entropy(
         vocab,
         weight,
         softcap,
+        bf16: fused::in_bf16(&head),
     };
     fused::apply(op, [hidden.into(), head.into()], [positions])
 }
@@ -69,6 +72,7 @@ pub fn reference(
 ) -> Tensor<1> {
     let [positions, _] = hidden.dims();
     assert_eq!(positions, targets.len(), "one target for each position");
+    let head = head.cast(hidden.dtype());
     let mut logits = hidden.matmul(head.transpose());
     if let Some(cap) = softcap {
         logits = logits.div_scalar(cap).tanh().mul_scalar(cap);

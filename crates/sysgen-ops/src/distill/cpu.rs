@@ -7,8 +7,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::{Distillation, Divergence, Teacher, TopK, divergence::LEAST, ranked};
-use crate::fused::{self, Fused, Pass, slice};
-use crate::linear::cpu::{project, times_weight};
+use crate::fused::{self, Fused, Numbers, Pass, numbers, slice};
 use crate::matmul::{Matrix, add_product};
 use crate::simd::scale;
 
@@ -61,6 +60,8 @@ pub(super) struct LinearDistillation {
     pub(super) vocab: usize,
     pub(super) teacher: Side,
     pub(super) settings: Distillation,
+    /// The head, where it is kept in bf16.
+    pub(super) bf16: Option<FlexTensor>,
 }
 
 impl Fused for LinearDistillation {
@@ -90,17 +91,18 @@ impl LinearDistillation {
         wanted: &[bool],
         factors: &[f32],
     ) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let (hidden, head) = (inputs[0], inputs[1]);
+        let hidden = inputs[0];
+        let head = self.bf16.as_ref().map_or(Numbers::F32(inputs[1]), numbers);
         let positions = self.targets.len();
         let mut losses = Vec::with_capacity(positions);
         let mut d_hidden = Vec::with_capacity(if wanted[0] { hidden.len() } else { 0 });
-        let mut d_head = vec![0.0; if wanted[1] { head.len() } else { 0 }];
+        let mut d_head = vec![0.0; if wanted[1] { self.vocab * self.dim } else { 0 }];
         let (least, most) = CHUNK_POSITIONS;
         let chunk = (CHUNK_LOGITS / self.vocab.max(1)).clamp(least, most);
         for from in (0..positions).step_by(chunk) {
             let to = (from + chunk).min(positions);
             let rows = &hidden[from * self.dim..to * self.dim];
-            let mut logits = project(rows, head, None, self.dim, self.vocab);
+            let mut logits = head.project(rows, None, self.dim, self.vocab);
             let teacher = self.teacher_logits(from, to);
             let width = teacher.len() / (to - from);
             losses.par_extend(logits.par_chunks_mut(self.vocab).enumerate().map(
@@ -110,7 +112,7 @@ impl LinearDistillation {
                 },
             ));
             if wanted[0] {
-                d_hidden.extend(times_weight(&logits, head, self.dim, self.vocab));
+                d_hidden.extend(head.times(&logits, self.dim, self.vocab));
             }
             if wanted[1] {
                 let (left, right) = (
@@ -136,7 +138,7 @@ impl LinearDistillation {
             return Vec::new();
         };
         let rows = &slice(hidden)[from * dim..to * dim];
-        let mut logits = project(rows, slice(head), None, *dim, *vocab);
+        let mut logits = numbers(head).project(rows, None, *dim, *vocab);
         if let Some(cap) = softcap {
             logits
                 .par_iter_mut()

@@ -116,6 +116,7 @@ pub fn linear_distillation(
         vocab,
         teacher: cpu::Side::of(teacher),
         settings,
+        bf16: fused::in_bf16(&head),
     };
     fused::apply(op, [hidden.into(), head.into()], [positions])
 }
@@ -137,6 +138,7 @@ pub fn reference(
         false => tensor,
     };
     let (positions, t) = (targets.len(), settings.temperature);
+    let head = head.cast(hidden.dtype());
     let logits = cap(
         hidden.clone().matmul(head.clone().transpose()),
         settings.softcap,
@@ -155,10 +157,8 @@ pub fn reference(
             head,
             softcap,
         } => {
-            let teacher = plain(cap(
-                hidden.clone().matmul(head.clone().transpose()),
-                *softcap,
-            ));
+            let head = head.clone().cast(hidden.dtype());
+            let teacher = plain(cap(hidden.clone().matmul(head.transpose()), *softcap));
             let both = if settings.divergence == Divergence::Uld {
                 usize::MAX
             } else {

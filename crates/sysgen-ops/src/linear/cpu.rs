@@ -1,9 +1,8 @@
 //! `linear` on the CPU: one product forward, two back.
 
-use burn::tensor::bf16;
 use burn_flex::FlexTensor;
 
-use crate::fused::{Fused, Pass};
+use crate::fused::{Fused, Numbers, Pass, numbers};
 use crate::matmul::{Matrix, add_product, product};
 use crate::pack::Number;
 
@@ -12,12 +11,21 @@ use crate::pack::Number;
 pub(super) struct Linear {
     pub(super) input: usize,
     pub(super) output: usize,
+    /// The weight, where it is kept in bf16.
+    pub(super) bf16: Option<FlexTensor>,
+}
+
+impl Linear {
+    fn weight<'a>(&'a self, input: &'a [f32]) -> Numbers<'a> {
+        self.bf16.as_ref().map_or(Numbers::F32(input), numbers)
+    }
 }
 
 impl Fused for Linear {
     fn forward(&self, inputs: &[&[f32]], _wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
         let bias = inputs.get(2).copied();
-        let y = project(inputs[0], inputs[1], bias, self.input, self.output);
+        let weight = self.weight(inputs[1]);
+        let y = weight.project(inputs[0], bias, self.input, self.output);
         (y, Vec::new())
     }
 
@@ -30,10 +38,10 @@ impl Fused for Linear {
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
-        let (x, weight) = (pass.inputs[0], pass.inputs[1]);
+        let (x, weight) = (pass.inputs[0], self.weight(pass.inputs[1]));
         let mut results = vec![Vec::new(); pass.inputs.len()];
         if pass.wanted[0] {
-            results[0] = times_weight(pass.gradient, weight, self.input, self.output);
+            results[0] = weight.times(pass.gradient, self.input, self.output);
         }
         if pass.wanted[1] {
             results[1] = outer(pass.gradient, x, self.output, self.input);
@@ -45,42 +53,28 @@ impl Fused for Linear {
     }
 }
 
-/// [`Linear`] with a frozen weight that is kept in bf16; inputs are x and, if there is one, bias.
-#[derive(Debug)]
-pub(super) struct LinearBf16 {
-    pub(super) input: usize,
-    pub(super) output: usize,
-    pub(super) weight: FlexTensor,
-}
-
-impl LinearBf16 {
-    fn weight(&self) -> &[bf16] {
-        self.weight
-            .as_slice()
-            .expect("contiguous bf16, as `linear` made sure")
-    }
-}
-
-impl Fused for LinearBf16 {
-    fn forward(&self, inputs: &[&[f32]], _wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let bias = inputs.get(1).copied();
-        let y = project(inputs[0], self.weight(), bias, self.input, self.output);
-        (y, Vec::new())
-    }
-
-    fn keeps_input(&self, _index: usize, _wanted: &[bool]) -> bool {
-        false
-    }
-
-    fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
-        let mut results = vec![Vec::new(); pass.inputs.len()];
-        if pass.wanted[0] {
-            results[0] = times_weight(pass.gradient, self.weight(), self.input, self.output);
+/// A weight `[output, input]` in either format; bf16 is widened block by block, so the bits are those of its f32 copy.
+impl Numbers<'_> {
+    /// [`project`] with this weight.
+    pub(crate) fn project(
+        self,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        input: usize,
+        output: usize,
+    ) -> Vec<f32> {
+        match self {
+            Numbers::F32(weight) => project(x, weight, bias, input, output),
+            Numbers::Bf16(weight) => project(x, weight, bias, input, output),
         }
-        if pass.wanted.len() == 2 && pass.wanted[1] {
-            results[1] = column_sums(pass.gradient, self.output);
+    }
+
+    /// [`times_weight`] with this weight.
+    pub(crate) fn times(self, gradient: &[f32], input: usize, output: usize) -> Vec<f32> {
+        match self {
+            Numbers::F32(weight) => times_weight(gradient, weight, input, output),
+            Numbers::Bf16(weight) => times_weight(gradient, weight, input, output),
         }
-        results
     }
 }
 

@@ -4,7 +4,7 @@ pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 mod cuda;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 #[cfg(feature = "cube")]
 use crate::device;
@@ -13,7 +13,7 @@ use crate::fused;
 /// Projects the last dimension of `x`.
 ///
 /// A row's result does not depend, to the bit, on how many rows `x` has (CPU). A weight in bf16 beside an f32 `x` is read
-/// as it is, half the memory and the same numbers as its f32 copy; it is frozen.
+/// as it is, half the memory and the same numbers as its f32 copy; its gradient is f32.
 ///
 /// # Shapes
 /// * `x`: `[.., in]`, `weight`: `[out, in]`, `bias`: `[out]`
@@ -42,19 +42,12 @@ pub fn linear<const D: usize>(
     if !fused::serves(&x) {
         return reference(x, weight, bias);
     }
-    if weight.dtype() == DType::BF16 {
-        let weight = fused::frozen(weight);
-        let op = cpu::LinearBf16 {
-            input,
-            output,
-            weight,
-        };
-        return match bias {
-            None => fused::apply(op, [x.into()], shape),
-            Some(bias) => fused::apply(op, [x.into(), bias.into()], shape),
-        };
-    }
-    let op = cpu::Linear { input, output };
+    let bf16 = fused::in_bf16(&weight);
+    let op = cpu::Linear {
+        input,
+        output,
+        bf16,
+    };
     match bias {
         None => fused::apply(op, [x.into(), weight.into()], shape),
         Some(bias) => fused::apply(op, [x.into(), weight.into(), bias.into()], shape),

@@ -2,7 +2,7 @@
 
 use burn_flex::FlexTensor;
 
-use crate::fused::{Fused, Pass, slice};
+use crate::fused::{Fused, Pass, numbers, slice};
 use crate::linear::cpu::{outer, project, times_weight};
 use crate::matmul::{Matrix, add_product};
 use crate::simd::scale;
@@ -22,7 +22,7 @@ impl Fused for LoraLinear {
     fn forward(&self, inputs: &[&[f32]], _wanted: &[bool]) -> (Vec<f32>, Vec<Vec<f32>>) {
         let (x, a, b) = (inputs[0], inputs[1], inputs[2]);
         let bias = self.bias.as_ref().map(slice);
-        let mut y = project(x, slice(&self.weight), bias, self.input, self.output);
+        let mut y = numbers(&self.weight).project(x, bias, self.input, self.output);
         let mut down = project(x, a, None, self.input, self.rank);
         scale(&mut down, self.scale);
         add_product(
@@ -42,7 +42,7 @@ impl Fused for LoraLinear {
         let mut d_down = times_weight(gradient, b, rank, output);
         scale(&mut d_down, self.scale);
         if pass.wanted[0] {
-            let mut dx = times_weight(gradient, slice(&self.weight), input, output);
+            let mut dx = numbers(&self.weight).times(gradient, input, output);
             add_product(
                 Matrix::rows(&d_down, rank),
                 Matrix::rows(a, input),

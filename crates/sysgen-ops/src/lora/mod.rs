@@ -4,7 +4,7 @@
 
 mod cpu;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::dropout::{Dropout, dropout};
 use crate::fused;
@@ -31,7 +31,7 @@ pub struct Adapter {
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a model has a few hundred
 pub enum LinearWeight {
-    /// As numbers.
+    /// As numbers, in f32 or bf16.
     Dense(Tensor<2>),
     /// In four bits, frozen.
     Nf4(Nf4),
@@ -46,10 +46,10 @@ impl LinearWeight {
         }
     }
 
-    /// The numbers, `[out, in]`.
+    /// The numbers in f32, `[out, in]`.
     pub fn dense(&self) -> Tensor<2> {
         match self {
-            LinearWeight::Dense(weight) => weight.clone(),
+            LinearWeight::Dense(weight) => weight.clone().cast(DType::F32),
             LinearWeight::Nf4(weight) => weight.dequantise(),
         }
     }

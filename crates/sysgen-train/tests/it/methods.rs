@@ -2,7 +2,7 @@
 //! `make/gen_methods.py`; cases are discovered in `methods/` of `$SYSGEN_GOLDEN` or of this repository.
 
 use burn::tensor::{Tensor, TensorData};
-use sysgen_model::{Decoder, Device, Tokens};
+use sysgen_model::{Decoder, Device, Tokens, WeightDtype};
 use sysgen_ops::{AdamW, Moments8, Nf4, adamw_8bit_step};
 use sysgen_train::method::merge;
 
@@ -44,7 +44,7 @@ fn with_recipe(mut json: serde_json::Value) -> serde_json::Value {
 
 fn base(golden: &Golden) -> Decoder {
     match golden.json["nf4"].as_bool().unwrap() {
-        true => Decoder::load_nf4(&golden.base, &Device::flex()).unwrap(),
+        true => Decoder::load_nf4(&golden.base, &Device::flex(), WeightDtype::F32).unwrap(),
         false => golden.decoder(),
     }
 }
