@@ -127,6 +127,22 @@ impl Weight {
         }
     }
 
+    /// The tensor of a parameter that is known to be a matrix.
+    pub(crate) fn matrix(self) -> Tensor<2> {
+        match self {
+            Weight::Matrix(tensor) => tensor,
+            Weight::Vector(_) => panic!("a matrix became a vector"),
+        }
+    }
+
+    /// The tensor of a parameter that is known to be a vector.
+    pub(crate) fn vector(self) -> Tensor<1> {
+        match self {
+            Weight::Vector(tensor) => tensor,
+            Weight::Matrix(_) => panic!("a vector became a matrix"),
+        }
+    }
+
     /// Takes this parameter's gradient out of `gradients`; `None` where the loss does not depend on it.
     pub fn take_gradient(&self, gradients: &mut Gradients) -> Option<Weight> {
         match self {
@@ -299,6 +315,33 @@ impl Layer {
         untrack(&mut layer.post_attention_norm);
         untrack(&mut layer.post_feed_forward_norm);
         (layer, tracked)
+    }
+
+    /// The same with every trained parameter replaced by what `map` makes of it, in the order of [`Layer::autodiff`].
+    pub(crate) fn map_trained(
+        mut self,
+        config: &ModelConfig,
+        adapters: bool,
+        mut map: impl FnMut(Weight) -> Weight,
+    ) -> Layer {
+        if !adapters {
+            let mut list = Vec::new();
+            self.into_list(&mut list);
+            let list = list.into_iter().map(map);
+            return Layer::from_list(config, &mut Source::new(list, false));
+        }
+        for linear in self.projections() {
+            if let Some(adapter) = linear.adapter.take() {
+                linear.adapter = Some(Adapter {
+                    a: map(Weight::Matrix(adapter.a)).matrix(),
+                    b: map(Weight::Matrix(adapter.b)).matrix(),
+                    magnitude: (adapter.magnitude)
+                        .map(|magnitude| map(Weight::Vector(magnitude)).vector()),
+                    ..adapter
+                });
+            }
+        }
+        self
     }
 
     /// The same with what its adapters do not see, drawn from `seed` for each of them.

@@ -18,7 +18,7 @@ use crate::method;
 pub type Identity = BTreeMap<String, String>;
 
 /// Keys of `[train]` that do not change what is computed.
-const NEUTRAL: [&str; 13] = [
+const NEUTRAL: [&str; 14] = [
     "early_stopping_patience",
     "early_stopping_threshold",
     "load_best_model_at_end",
@@ -26,6 +26,7 @@ const NEUTRAL: [&str; 13] = [
     "obedience_probe",
     "report_to",
     "gradient_checkpointing",
+    "optimizer_in_backward",
     "save_steps",
     "save_total_limit",
     "logging_steps",

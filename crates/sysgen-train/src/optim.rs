@@ -79,84 +79,70 @@ impl Optimizer {
         learning_rate: f64,
     ) -> Vec<Parameter> {
         self.updates += 1;
+        let mut gradients = gradients.sums.into_iter();
+        let updated = parameters.into_iter().enumerate();
+        updated
+            .map(|(place, Parameter { name, tensor })| {
+                let tensor = match gradients.next().flatten() {
+                    None => tensor,
+                    Some(gradient) => self.apply(place, tensor, gradient, scale, learning_rate),
+                };
+                Parameter { name, tensor }
+            })
+            .collect()
+    }
+
+    /// The share of one parameter, that at `place`, in the update that `updates` counts last.
+    ///
+    /// # Panics
+    /// Parameter, gradient and state differ in rank.
+    pub fn apply(
+        &mut self,
+        place: usize,
+        parameter: Weight,
+        gradient: Weight,
+        scale: f64,
+        learning_rate: f64,
+    ) -> Weight {
+        let decays = self.decay_vectors || matches!(parameter, Weight::Matrix(_));
         let settings = AdamW {
             learning_rate,
-            ..self.settings
-        };
-        let of_vectors = AdamW {
-            weight_decay: if self.decay_vectors {
-                settings.weight_decay
+            weight_decay: if decays {
+                self.settings.weight_decay
             } else {
                 0.0
             },
-            ..settings
+            ..self.settings
         };
-        let states = std::mem::take(&mut self.states);
-        let mut updated = Vec::with_capacity(parameters.len());
-        let gradients = gradients
-            .sums
-            .into_iter()
-            .chain(std::iter::repeat_with(|| None));
-        for ((parameter, gradient), state) in parameters.into_iter().zip(gradients).zip(states) {
-            let Parameter { name, tensor } = parameter;
-            let (tensor, state) = match (tensor, gradient, state) {
-                (tensor, None, state) => (tensor, state),
-                (
-                    Weight::Vector(tensor),
-                    Some(Weight::Vector(gradient)),
-                    State::Vector(moments),
-                ) => {
-                    let (tensor, moments) = adamw_step(
-                        tensor,
-                        scaled(gradient, scale),
-                        moments,
-                        &of_vectors,
-                        self.updates,
-                    );
-                    (Weight::Vector(tensor), State::Vector(moments))
-                }
-                (
-                    Weight::Matrix(tensor),
-                    Some(Weight::Matrix(gradient)),
-                    State::Matrix(moments),
-                ) => {
-                    let (tensor, moments) = adamw_step(
-                        tensor,
-                        scaled(gradient, scale),
-                        moments,
-                        &settings,
-                        self.updates,
-                    );
-                    (Weight::Matrix(tensor), State::Matrix(moments))
-                }
-                (
-                    Weight::Vector(tensor),
-                    Some(Weight::Vector(gradient)),
-                    State::Quantised(mut moments),
-                ) => {
-                    let gradient = scaled(gradient, scale);
-                    let updates = self.updates;
-                    let tensor =
-                        adamw_8bit_step(tensor, gradient, &mut moments, &of_vectors, updates);
-                    (Weight::Vector(tensor), State::Quantised(moments))
-                }
-                (
-                    Weight::Matrix(tensor),
-                    Some(Weight::Matrix(gradient)),
-                    State::Quantised(mut moments),
-                ) => {
-                    let gradient = scaled(gradient, scale);
-                    let updates = self.updates;
-                    let tensor =
-                        adamw_8bit_step(tensor, gradient, &mut moments, &settings, updates);
-                    (Weight::Matrix(tensor), State::Quantised(moments))
-                }
-                _ => panic!("{name}: parameter, gradient and optimizer state differ in rank"),
-            };
-            updated.push(Parameter { name, tensor });
-            self.states.push(state);
-        }
-        updated
+        let updates = self.updates;
+        // Taken out, so that the moments have no second owner and are updated in place.
+        let nothing = State::Quantised(Moments8::zeros(0));
+        let state = std::mem::replace(&mut self.states[place], nothing);
+        let (parameter, state) = match (parameter, gradient, state) {
+            (Weight::Vector(tensor), Weight::Vector(gradient), State::Vector(moments)) => {
+                let gradient = scaled(gradient, scale);
+                let (tensor, moments) = adamw_step(tensor, gradient, moments, &settings, updates);
+                (Weight::Vector(tensor), State::Vector(moments))
+            }
+            (Weight::Matrix(tensor), Weight::Matrix(gradient), State::Matrix(moments)) => {
+                let gradient = scaled(gradient, scale);
+                let (tensor, moments) = adamw_step(tensor, gradient, moments, &settings, updates);
+                (Weight::Matrix(tensor), State::Matrix(moments))
+            }
+            (Weight::Vector(tensor), Weight::Vector(gradient), State::Quantised(mut moments)) => {
+                let gradient = scaled(gradient, scale);
+                let tensor = adamw_8bit_step(tensor, gradient, &mut moments, &settings, updates);
+                (Weight::Vector(tensor), State::Quantised(moments))
+            }
+            (Weight::Matrix(tensor), Weight::Matrix(gradient), State::Quantised(mut moments)) => {
+                let gradient = scaled(gradient, scale);
+                let tensor = adamw_8bit_step(tensor, gradient, &mut moments, &settings, updates);
+                (Weight::Matrix(tensor), State::Quantised(moments))
+            }
+            _ => panic!("parameter {place}, its gradient and its optimizer state differ in rank"),
+        };
+        self.states[place] = state;
+        parameter
     }
 }
 
@@ -194,11 +180,16 @@ impl GradientSum {
 
     /// The L2 norm over all gradients together.
     pub fn global_norm(&self) -> f64 {
-        let squares = self.sums.iter().flatten().map(|gradient| match gradient {
-            Weight::Vector(gradient) => squared_norm(gradient),
-            Weight::Matrix(gradient) => squared_norm(gradient),
-        });
+        let squares = self.sums.iter().flatten().map(square);
         squares.sum::<f64>().sqrt()
+    }
+}
+
+/// The sum of a gradient's squares.
+pub fn square(gradient: &Weight) -> f64 {
+    match gradient {
+        Weight::Vector(gradient) => squared_norm(gradient),
+        Weight::Matrix(gradient) => squared_norm(gradient),
     }
 }
 

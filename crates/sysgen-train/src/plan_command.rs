@@ -61,6 +61,7 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     let on_device = config.device.to_string() != "cpu" && device_names().len() > 1;
     let formats = Formats {
         eight_bit_states: train.optim == Optim::Adamw8bit,
+        optimizer_in_backward: train.optimizer_in_backward,
         ..Formats::of(train.method, on_device || arguments.device_memory.is_some())
     };
     let data = rows(config, train)?;

@@ -112,8 +112,12 @@ impl Run<'_> {
             &decoder.trainable(),
             self.optimizer_settings(),
         );
-        let mut trainer = Trainer::new(decoder, optimizer, self.train.max_grad_norm);
+        self.set_up(Trainer::new(decoder, optimizer, self.train.max_grad_norm))
+    }
+
+    fn set_up(&self, mut trainer: Trainer) -> Trainer {
         trainer.gradient_checkpointing = self.train.gradient_checkpointing;
+        trainer.optimizer_in_backward = self.train.optimizer_in_backward;
         trainer.seed = self.config.seed;
         trainer
     }
@@ -123,7 +127,7 @@ impl Run<'_> {
     /// # Errors
     /// When the checkpoint cannot be read.
     pub fn resume(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Trainer> {
-        let mut trainer = checkpoint::load(
+        let trainer = checkpoint::load(
             checkpoint,
             self.train.optim,
             self.optimizer_settings(),
@@ -131,9 +135,7 @@ impl Run<'_> {
             device,
             || method::load_base(self.config, device),
         )?;
-        trainer.gradient_checkpointing = self.train.gradient_checkpointing;
-        trainer.seed = self.config.seed;
-        Ok(trainer)
+        Ok(self.set_up(trainer))
     }
 
     /// Trains from `progress` to the end, or until a signal, or until `stop_after` steps are done (a test's kill).
@@ -224,6 +226,9 @@ impl Run<'_> {
                         .flat_map(|batch| batch.row_ids.clone())
                         .collect(),
                 );
+            }
+            if report.partly_applied {
+                self.refuse_a_torn_step(&batches, &progress)?;
             }
             let step_rows = StepRows {
                 step: progress.step,
@@ -379,6 +384,22 @@ impl Run<'_> {
     fn newest_checkpoint(&self) -> Option<PathBuf> {
         let found = checkpoint::find(&self.config.output_dir).ok()?.complete;
         found.into_iter().next_back().map(|newest| newest.path)
+    }
+
+    /// Part of the weights had been updated when a gradient turned out not to be finite.
+    fn refuse_a_torn_step(&self, batches: &[Batch], progress: &Progress) -> Result<()> {
+        let rows = batches.iter().flat_map(|batch| batch.row_ids.clone());
+        let from = match self.newest_checkpoint() {
+            Some(path) => format!("{} is whole", path.display()),
+            None => "there is no checkpoint yet".to_string(),
+        };
+        bail!(
+            "stopped: at step {} a gradient is not finite, and with train.optimizer_in_backward part of the weights had been \
+             updated before it was known; nothing of this step is saved, {from}. Rows: {}. Lower train.learning_rate, look at \
+             these rows, or set optimizer_in_backward = false, which skips such steps",
+            progress.step,
+            rows.collect::<Vec<_>>().join(", ")
+        )
     }
 
     fn refuse_too_many_nonfinite_steps(&self, line: &Line, progress: &Progress) -> Result<()> {

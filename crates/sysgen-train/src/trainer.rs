@@ -3,6 +3,8 @@
 //! Sums travel, the mean is taken once: the loss of a step is the sum over the supervised tokens of all its micro-batches,
 //! divided by their number. How a step is cut into micro-batches therefore does not change what it does.
 
+use std::cell::Cell;
+
 use burn::tensor::{Int, Tensor, TensorData};
 use sysgen_core::hash::seed_from;
 use sysgen_model::{Decoder, Pass};
@@ -10,7 +12,7 @@ use sysgen_ops::linear_cross_entropy;
 
 use crate::batch::Batch;
 use crate::distill::Distiller;
-use crate::optim::{GradientSum, Optimizer, clip_coefficient};
+use crate::optim::{GradientSum, Optimizer, clip_coefficient, square};
 
 /// A model in training.
 pub struct Trainer {
@@ -21,6 +23,8 @@ pub struct Trainer {
     pub max_grad_norm: f64,
     /// Keep only the layers' inputs and compute their insides again going back.
     pub gradient_checkpointing: bool,
+    /// Update a layer's parameters while going back, as soon as their gradients are there, and keep none of these.
+    pub optimizer_in_backward: bool,
     /// Start of the random numbers of adapters' dropout.
     pub seed: u64,
     /// The teacher whose probabilities are learnt from beside the data, if there is one.
@@ -40,6 +44,9 @@ pub struct StepReport {
     pub supervised_tokens: usize,
     /// False when loss or gradient were not finite: then weights and moments are as before.
     pub applied: bool,
+    /// True when a gradient was not finite after others had been used (`optimizer_in_backward`): then the model is that of
+    /// no step any more.
+    pub partly_applied: bool,
     /// Each row's mean loss, in the order of the micro-batches; none where a row learns nothing or its loss is not finite.
     pub row_losses: Vec<Option<f32>>,
 }
@@ -52,6 +59,7 @@ impl Trainer {
             optimizer,
             max_grad_norm,
             gradient_checkpointing: false,
+            optimizer_in_backward: false,
             seed: 0,
             distiller: None,
         }
@@ -71,9 +79,32 @@ impl Trainer {
     }
 
     /// One optimizer step over these micro-batches.
+    ///
+    /// # Panics
+    /// With `optimizer_in_backward`, of several micro-batches or with a norm to clip to.
     pub fn step(&mut self, batches: &[Batch], learning_rate: f64) -> StepReport {
-        let supervised_tokens: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        let tokens = batches.iter().map(|batch| batch.token_count).sum();
+        let mut report = StepReport {
+            loss: 0.0,
+            grad_norm: 0.0,
+            tokens: batches.iter().map(|batch| batch.token_count).sum(),
+            supervised_tokens: batches.iter().map(|batch| batch.targets.len()).sum(),
+            applied: false,
+            partly_applied: false,
+            row_losses: Vec::new(),
+        };
+        match self.optimizer_in_backward {
+            true => self.step_in_backward(batches, learning_rate, &mut report),
+            false => self.step_after_backward(batches, learning_rate, &mut report),
+        }
+        report
+    }
+
+    fn step_after_backward(
+        &mut self,
+        batches: &[Batch],
+        learning_rate: f64,
+        report: &mut StepReport,
+    ) {
         let decoder = self
             .decoder
             .take()
@@ -81,7 +112,7 @@ impl Trainer {
         let mut gradient = GradientSum::default();
         let mut losses = Vec::with_capacity(batches.len());
         let mut of_positions: Vec<Option<Tensor<1>>> = vec![None; batches.len()];
-        let weight = 1.0 / supervised_tokens as f32;
+        let weight = 1.0 / report.supervised_tokens as f32;
         let learnt = batches.iter().enumerate();
         for (index, batch) in learnt.filter(|(_, batch)| !batch.targets.is_empty()) {
             let softcap = decoder.config.final_softcap;
@@ -89,29 +120,28 @@ impl Trainer {
                 &batch.tokens,
                 self.pass(index),
                 |hidden, head| {
-                    let losses = match &self.distiller {
-                        None => position_losses(hidden, head, batch, weight, softcap),
-                        Some(distiller) => distiller.losses(hidden, head, batch, weight, softcap),
-                    };
+                    let distiller = self.distiller.as_ref();
+                    let losses = learnt_losses(distiller, hidden, head, batch, weight, softcap);
                     of_positions[index] = Some(losses.clone().inner());
                     losses.sum()
                 },
                 |place, part| gradient.add(place, part),
             )); // read after all of them are on their way to the device
         }
-        let loss: f64 = losses
+        report.loss = losses
             .into_iter()
             .map(|loss| f64::from(loss.into_scalar::<f32>()))
             .sum();
-        let row_losses = batches
+        report.row_losses = batches
             .iter()
             .zip(of_positions)
             .flat_map(|(batch, losses)| row_losses(batch, losses, weight))
             .collect();
-        let grad_norm = gradient.global_norm();
-        let applied = supervised_tokens > 0 && loss.is_finite() && grad_norm.is_finite();
-        self.decoder = Some(if applied {
-            let scale = clip_coefficient(grad_norm, self.max_grad_norm);
+        report.grad_norm = gradient.global_norm();
+        report.applied =
+            report.supervised_tokens > 0 && report.loss.is_finite() && report.grad_norm.is_finite();
+        self.decoder = Some(if report.applied {
+            let scale = clip_coefficient(report.grad_norm, self.max_grad_norm);
             let (frozen, parameters) = decoder.split();
             let parameters = self
                 .optimizer
@@ -120,14 +150,62 @@ impl Trainer {
         } else {
             decoder
         });
-        StepReport {
-            loss,
-            grad_norm,
-            tokens,
-            supervised_tokens,
-            applied,
-            row_losses,
+    }
+
+    /// The same step with every parameter updated as soon as its gradient is whole. What can be known only of all
+    /// gradients together is known too late: a norm to clip to, and a gradient that is not finite behind some that were.
+    fn step_in_backward(&mut self, batches: &[Batch], learning_rate: f64, report: &mut StepReport) {
+        assert!(
+            batches.len() == 1 && self.max_grad_norm == 0.0,
+            "the optimizer in backward takes one micro-batch and does not clip"
+        );
+        let batch = &batches[0];
+        let weight = 1.0 / report.supervised_tokens as f32;
+        if batch.targets.is_empty() {
+            report.row_losses = row_losses(batch, None, weight);
+            return;
         }
+        let mut decoder = self
+            .decoder
+            .take()
+            .expect("only `step` takes the decoder, and it puts it back");
+        let softcap = decoder.config.final_softcap;
+        let pass = self.pass(0);
+        let (optimizer, distiller) = (&mut self.optimizer, self.distiller.as_ref());
+        let mut of_positions = None;
+        // Known before the first gradient is.
+        let loss = Cell::new(0.0);
+        let mut squares: Vec<f64> = vec![0.0; optimizer.states.len()];
+        let (mut finite, mut updated) = (true, false);
+        decoder.backward_and_update(
+            &batch.tokens,
+            pass,
+            |hidden, head| {
+                let losses = learnt_losses(distiller, hidden, head, batch, weight, softcap);
+                of_positions = Some(losses.clone().inner());
+                let sum = losses.sum();
+                loss.set(f64::from(sum.clone().inner().into_scalar::<f32>()));
+                sum
+            },
+            |place, parameter, gradient| {
+                squares[place] = square(&gradient);
+                finite &= squares[place].is_finite() && loss.get().is_finite();
+                if !finite {
+                    return parameter;
+                }
+                if !updated {
+                    optimizer.updates += 1;
+                    updated = true;
+                }
+                optimizer.apply(place, parameter, gradient, 1.0, learning_rate)
+            },
+        );
+        self.decoder = Some(decoder);
+        report.loss = loss.get();
+        report.row_losses = row_losses(batch, of_positions, weight);
+        report.grad_norm = squares.iter().sum::<f64>().sqrt();
+        report.applied = finite && updated;
+        report.partly_applied = !finite && updated;
     }
 }
 
@@ -171,6 +249,21 @@ fn row_losses(batch: &Batch, losses: Option<Tensor<1>>, weight: f32) -> Vec<Opti
         (count > 0 && mean.is_finite()).then_some(mean)
     });
     rows.collect()
+}
+
+/// What is learnt at the supervised positions, times `weight`, `[supervised]`.
+fn learnt_losses(
+    distiller: Option<&Distiller>,
+    hidden: Tensor<3>,
+    head: Tensor<2>,
+    batch: &Batch,
+    weight: f32,
+    softcap: Option<f32>,
+) -> Tensor<1> {
+    match distiller {
+        None => position_losses(hidden, head, batch, weight, softcap),
+        Some(distiller) => distiller.losses(hidden, head, batch, weight, softcap),
+    }
 }
 
 /// The losses of the supervised positions times `weight`, `[supervised]`. Only they reach the head.

@@ -427,6 +427,27 @@ fn check_train(train: &TrainSection, given: &Given) -> Result<()> {
         "needs train.obedience_probe = true",
     )?;
     check_adapter(train, given)?;
+    let in_backward = train.optimizer_in_backward;
+    given.check(
+        !in_backward || train.gradient_accumulation_steps == 1,
+        "train.optimizer_in_backward",
+        in_backward,
+        format_args!(
+            "cannot go with gradient_accumulation_steps = {}: a gradient is used and gone before the next micro-batch could be \
+             added to it; set gradient_accumulation_steps = 1",
+            train.gradient_accumulation_steps
+        ),
+    )?;
+    given.check(
+        !in_backward || train.max_grad_norm == 0.0,
+        "train.optimizer_in_backward",
+        in_backward,
+        format_args!(
+            "cannot go with max_grad_norm = {}: the norm of all gradients is known only when the first have been used; set \
+             max_grad_norm = 0",
+            train.max_grad_norm
+        ),
+    )?;
     given.at_least(train.max_length, 2, "train.max_length")?;
     if train.variant == Variant::CommonSystem {
         given.check(

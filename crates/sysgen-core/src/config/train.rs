@@ -49,6 +49,10 @@ pub struct TrainSection {
     /// Whether the layers' insides are computed again going back instead of kept: less memory, a third more work, the
     /// same numbers; default false.
     pub gradient_checkpointing: bool,
+    /// Whether a layer's parameters are updated on the way back, as soon as their gradients are there, so that no full set
+    /// of gradients ever exists: the same numbers in less memory. Needs `gradient_accumulation_steps = 1` and
+    /// `max_grad_norm = 0`; default false.
+    pub optimizer_in_backward: bool,
     /// Passes over the training rows, fractions allowed; default 3.
     pub num_train_epochs: f64,
     /// Optimizer steps, 0 to follow `num_train_epochs`; default 0.
@@ -120,6 +124,7 @@ impl Default for TrainSection {
             per_device_train_batch_size: 4,
             gradient_accumulation_steps: 2,
             gradient_checkpointing: false,
+            optimizer_in_backward: false,
             num_train_epochs: 3.0,
             max_steps: 0,
             optim: Optim::Adamw,

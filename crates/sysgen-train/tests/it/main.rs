@@ -10,6 +10,7 @@ mod fixture;
 mod gate;
 mod golden;
 mod lora;
+mod memory;
 mod methods;
 mod resume;
 mod step;

@@ -151,6 +151,26 @@ fn so_is_one_with_moments_in_eight_bits() {
 }
 
 #[test]
+fn so_is_one_that_updates_on_the_way_back() {
+    for (method, optim) in [
+        (TrainMethod::Full, Optim::Adamw),
+        (TrainMethod::Full, Optim::Adamw8bit),
+        (TrainMethod::Lora, Optim::Adamw),
+    ] {
+        let train = || TrainSection {
+            method,
+            optim,
+            lora_dropout: 0.1,
+            optimizer_in_backward: true,
+            gradient_accumulation_steps: 1,
+            max_grad_norm: 0.0,
+            ..train()
+        };
+        resumed_is_undisturbed(train, None);
+    }
+}
+
+#[test]
 fn so_is_one_with_a_teacher() {
     resumed_is_undisturbed(train, Some(DistillSection::default()));
 }

@@ -382,6 +382,30 @@ fn numbers_out_of_range_are_named_with_the_range() {
 }
 
 #[test]
+fn an_update_on_the_way_back_needs_one_micro_batch_and_no_clip() {
+    let start = "[train]\noptimizer_in_backward = true\n";
+    let lines = |more: &str| format!("{start}{more}");
+    refused(
+        with(&lines("max_grad_norm = 0"), &[]),
+        "x.toml:7: optimizer_in_backward = true in [train] cannot go with gradient_accumulation_steps = 2: a gradient is used \
+         and gone before the next micro-batch could be added to it; set gradient_accumulation_steps = 1",
+    );
+    refused(
+        with(&lines("gradient_accumulation_steps = 1"), &[]),
+        "x.toml:7: optimizer_in_backward = true in [train] cannot go with max_grad_norm = 1: the norm of all gradients is known \
+         only when the first have been used; set max_grad_norm = 0",
+    );
+    let both = lines("gradient_accumulation_steps = 1\nmax_grad_norm = 0");
+    assert!(
+        with(&both, &[])
+            .unwrap()
+            .train
+            .unwrap()
+            .optimizer_in_backward
+    );
+}
+
+#[test]
 fn what_a_data_section_asks_for_must_fit_together() {
     let data = |lines: &str| {
         let with = START.replace("rows.jsonl\"\n", &format!("rows.jsonl\"\n{lines}\n"));
