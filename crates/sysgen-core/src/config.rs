@@ -24,7 +24,7 @@ pub use model::{
 };
 pub use train::{
     ALL_LINEAR, AdapterExport, BestMetric, ExportDtype, ExportSection, LrScheduler, Optim,
-    ReportTo, TrainMethod, TrainSection,
+    ReportTo, TrainDtype, TrainMethod, TrainSection,
 };
 
 /// A whole run. `[generate]`, `[train]` and `[export]` each run when they are present, in that order.

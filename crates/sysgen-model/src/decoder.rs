@@ -76,6 +76,17 @@ impl Decoder {
     /// An untrained model: matrices normal with deviation `initializer_range`, norms that change nothing, biases 0.
     /// A tensor's values depend on the seed and its name only.
     pub fn random(config: ModelConfig, seed: u64, device: &Device) -> Decoder {
+        Decoder::random_as(config, seed, device, WeightDtype::F32)
+    }
+
+    /// As [`Decoder::random`], with matrices kept in `dtype`, each rounded as soon as it is there.
+    pub fn random_as(
+        config: ModelConfig,
+        seed: u64,
+        device: &Device,
+        dtype: WeightDtype,
+    ) -> Decoder {
+        let rounded = dtype.on(device) == WeightDtype::Bf16;
         let list = entries(&config)
             .into_iter()
             .map(|Entry { name, kind, shape }| {
@@ -85,7 +96,8 @@ impl Decoder {
                     Kind::Bias => vec![0.0; count],
                     Kind::Norm => vec![if config.norm_plus_one { 0.0 } else { 1.0 }; count],
                 };
-                Weight::from_values(values, &shape, device)
+                let weight = Weight::from_values(values, &shape, device);
+                if rounded { weight.in_bf16() } else { weight }
             });
         let weights = Weights::from_list(&config, list.collect());
         Decoder {

@@ -25,6 +25,8 @@ pub enum ExportDtype {
     Auto,
     /// Every tensor in this format.
     Of(StoredDtype),
+    /// Every tensor as it is kept in memory: what is loaded again is the same to the bit.
+    Kept,
 }
 
 impl ExportDtype {
@@ -70,12 +72,17 @@ pub(crate) fn save(
                 .context("the directory to export like does not fit this model")?;
             write_like(source, parameters, dir, like)?;
         }
-        (_, ExportDtype::Of(wanted)) => write_fresh(parameters, dir, wanted)?,
-        (None, ExportDtype::Auto) => write_fresh(parameters, dir, config.stored_dtype)?,
+        (_, ExportDtype::Of(wanted)) => write_fresh(parameters, dir, Some(wanted))?,
+        (_, ExportDtype::Kept) => write_fresh(parameters, dir, None)?,
+        (None, ExportDtype::Auto) => write_fresh(parameters, dir, Some(config.stored_dtype))?,
     }
     let stored = match dtype {
         ExportDtype::Auto => common.unwrap_or(config.stored_dtype),
         ExportDtype::Of(wanted) => wanted,
+        ExportDtype::Kept => match parameters.iter().any(|p| p.tensor.is_bf16()) {
+            true => StoredDtype::Bf16,
+            false => StoredDtype::F32,
+        },
     };
     write_config(config, dir, stored, like)
 }
@@ -118,12 +125,13 @@ fn write_like(
     Ok(())
 }
 
-/// A layout of our own: tensors in alphabetical order, as many shards as needed.
-fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: StoredDtype) -> Result<()> {
-    let width = width(dtype);
+/// A layout of our own: tensors of a format in alphabetical order, as many shards as needed; without a format, each in its own.
+fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: Option<StoredDtype>) -> Result<()> {
     let mut sorted: Vec<&Parameter> = parameters.iter().collect();
-    sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    let shards = split(&sorted, MAX_SHARD_BYTES / width);
+    // Wider numbers first, as safetensors itself does it, so that all are aligned.
+    let order = |p: &Parameter| std::cmp::Reverse(width(stored_dtype(p, dtype)));
+    sorted.sort_by(|a, b| (order(a), &a.name).cmp(&(order(b), &b.name)));
+    let shards = split(&sorted, MAX_SHARD_BYTES, |p| stored_bytes(p, dtype));
     let files: Vec<String> = match shards.len() {
         1 => vec![SINGLE.to_owned()],
         count => (1..=count)
@@ -135,10 +143,8 @@ fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: StoredDtype) -> Resu
         write_shard(&dir.join(file), shard, dtype)?;
     }
     if files.len() > 1 {
-        let count: u64 = parameters
-            .iter()
-            .map(|parameter| parameter.tensor.len() as u64)
-            .sum();
+        let count: usize = parameters.iter().map(|p| p.tensor.len()).sum();
+        let bytes: u64 = parameters.iter().map(|p| stored_bytes(p, dtype)).sum();
         let mut map = Map::new();
         for (shard, file) in shards.iter().zip(&files) {
             map.extend(
@@ -148,7 +154,7 @@ fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: StoredDtype) -> Resu
             );
         }
         map.sort_keys();
-        let index = json!({ "metadata": { "total_parameters": count, "total_size": count * width }, "weight_map": map });
+        let index = json!({ "metadata": { "total_parameters": count, "total_size": bytes }, "weight_map": map });
         write_json(&dir.join(INDEX), &index)?;
     }
     Ok(())
@@ -162,16 +168,33 @@ pub(crate) fn write_tensors(
 ) -> Result<()> {
     let mut sorted: Vec<&Parameter> = parameters.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    write_shard(path, &sorted, dtype)
+    write_shard(path, &sorted, Some(dtype))
 }
 
-fn write_shard(path: &Path, parameters: &[&Parameter], dtype: StoredDtype) -> Result<()> {
+/// The format a tensor is written in.
+fn stored_dtype(parameter: &Parameter, dtype: Option<StoredDtype>) -> StoredDtype {
+    let kept = match parameter.tensor.is_bf16() {
+        true => StoredDtype::Bf16,
+        false => StoredDtype::F32,
+    };
+    dtype.unwrap_or(kept)
+}
+
+fn stored_bytes(parameter: &Parameter, dtype: Option<StoredDtype>) -> u64 {
+    parameter.tensor.len() as u64 * width(stored_dtype(parameter, dtype))
+}
+
+fn write_shard(path: &Path, parameters: &[&Parameter], dtype: Option<StoredDtype>) -> Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut at = 0;
     for parameter in parameters {
-        let end = at + parameter.tensor.len() as u64 * width(dtype);
-        header.insert(parameter.name.clone(), json!({ "dtype": dtype_name(dtype), "shape": parameter.tensor.shape(), "data_offsets": [at, end] }));
+        let end = at + stored_bytes(parameter, dtype);
+        let dtype = dtype_name(stored_dtype(parameter, dtype));
+        header.insert(
+            parameter.name.clone(),
+            json!({ "dtype": dtype, "shape": parameter.tensor.shape(), "data_offsets": [at, end] }),
+        );
         at = end;
     }
     let mut header = Value::Object(header).to_string();
@@ -183,17 +206,27 @@ fn write_shard(path: &Path, parameters: &[&Parameter], dtype: StoredDtype) -> Re
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(header.as_bytes())?;
         parameters.iter().try_for_each(|parameter| {
-            encode(&parameter.name, &parameter.tensor.to_vec(), dtype, out)
+            let values = parameter.tensor.to_vec();
+            encode(
+                &parameter.name,
+                &values,
+                stored_dtype(parameter, dtype),
+                out,
+            )
         })
     })
 }
 
-/// Consecutive groups of at most `limit` values; a larger tensor is alone.
-fn split<'a>(parameters: &[&'a Parameter], limit: u64) -> Vec<Vec<&'a Parameter>> {
+/// Consecutive groups of at most `limit` bytes; a larger tensor is alone.
+fn split<'a>(
+    parameters: &[&'a Parameter],
+    limit: u64,
+    bytes: impl Fn(&Parameter) -> u64,
+) -> Vec<Vec<&'a Parameter>> {
     let mut shards: Vec<Vec<&Parameter>> = vec![Vec::new()];
     let mut held = 0;
     for &parameter in parameters {
-        let size = parameter.tensor.len() as u64;
+        let size = bytes(parameter);
         if held > 0 && held + size > limit {
             shards.push(Vec::new());
             held = 0;
@@ -379,7 +412,7 @@ mod tests {
             .collect();
         let all: Vec<&Parameter> = parameters.iter().collect();
         let lengths = |limit| -> Vec<Vec<usize>> {
-            let shards = split(&all, limit);
+            let shards = split(&all, limit, |p| p.tensor.len() as u64);
             let lengths = |shard: &Vec<&Parameter>| shard.iter().map(|p| p.tensor.len()).collect();
             shards.iter().map(lengths).collect()
         };

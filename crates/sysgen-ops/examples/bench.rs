@@ -156,6 +156,7 @@ fn main() {
         beta2: 0.95,
         epsilon: 1e-8,
         weight_decay: 0.1,
+        rounding_seed: 0,
     };
     let gradient = tensor::<1>([2_000_000], &device);
     let mut state = Some((

@@ -52,6 +52,13 @@ pub(crate) fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && Input::from_dispatch(tensor.clone().into_dispatch()).is_some()
 }
 
+/// Whether a parameter is f32 or bf16 on the CPU backend, outside of any graph.
+pub(crate) fn keeps<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let kind = tensor.clone().into_dispatch().kind;
+    matches!(tensor.dtype(), DType::F32 | DType::BF16)
+        && matches!(kind, DispatchTensorKind::Flex(BackendTensor::Float(_)))
+}
+
 /// An input of [`apply`].
 pub(crate) struct Input {
     primitive: Primitive,
@@ -149,12 +156,12 @@ fn seen(tensor: &FlexTensor) -> &[f32] {
 
 /// A primitive whose storage is exactly the tensor's numbers, so that it can be written in place.
 pub(crate) fn writable<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
-    let shape = tensor.dims();
     let held = values(tensor);
-    if slice(&held).len() == held.storage::<f32>().len() {
+    let width = held.dtype().size();
+    if held.shape().num_elements() * width == held.bytes().len() {
         held
     } else {
-        values(plain(slice(&held).to_vec(), shape))
+        FlexTensor::from_data(held.into_data())
     }
 }
 

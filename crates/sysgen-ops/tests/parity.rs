@@ -537,6 +537,7 @@ fn adamw_takes_the_steps_of_its_definition() {
         beta2: 0.95,
         epsilon: 1e-8,
         weight_decay: 0.1,
+        rounding_seed: 0,
     };
     let shape = [129, 257];
     let mut parameter = tensor::<2>(1, shape, &device);
@@ -574,6 +575,7 @@ fn adamw_leaves_shared_tensors_alone() {
         beta2: 0.9,
         epsilon: 1e-8,
         weight_decay: 0.0,
+        rounding_seed: 0,
     };
     let moments = Moments::zeros_like(&parameter);
     let (next, _) = adamw_step(

@@ -25,6 +25,7 @@ const SETTINGS: AdamW = AdamW {
     beta2: 0.95,
     epsilon: 1e-8,
     weight_decay: 0.1,
+    rounding_seed: 0,
 };
 const RECIPE: &str = "AdamW lr 1e-4, betas .9/.95, eps 1e-8, wd 0.1 on ALL parameters, no clip; loss = mean over the supervised shifted tokens";
 /// On all projections; rank and alpha are those of the PyTorch side.

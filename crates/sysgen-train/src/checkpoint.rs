@@ -1,6 +1,6 @@
 //! `checkpoint-N/`: everything needed to go on after step N as if nothing had happened, bit for bit.
 //!
-//! The weights are a Hugging Face folder in f32 (a checkpoint can be loaded like any model), or an adapter in PEFT's format
+//! The weights are a Hugging Face folder in the format they are trained in (a checkpoint can be loaded like any model), or an adapter in PEFT's format
 //! where only that is trained; the moments lie beside them in
 //! `optimizer.safetensors`, and `trainer_state.json`, written last, lists the size of every file: a checkpoint is complete
 //! when it is there and the sizes are right. The data cursor is the step number (see [`crate::order`]).
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sysgen_chat::Chat;
 use sysgen_core::config::Optim;
 use sysgen_core::files::{write_atomically, write_directory_atomically};
-use sysgen_model::{ADAPTER_CONFIG, Decoder, ExportDtype, Parameter, StoredDtype};
+use sysgen_model::{ADAPTER_CONFIG, Decoder, ExportDtype, Parameter, StoredDtype, WeightDtype};
 use sysgen_ops::{AdamW, Moments, Moments8, Quantised};
 
 use crate::identity::Identity;
@@ -98,7 +98,7 @@ pub fn save(
     write_directory_atomically(&path, |dir| {
         let decoder = trainer.decoder();
         match decoder.lora() {
-            None => decoder.save(dir, ExportDtype::Of(StoredDtype::F32), None)?,
+            None => decoder.save(dir, ExportDtype::Kept, None)?,
             Some(_) => {
                 let base = base.display().to_string();
                 decoder.save_adapter(dir, &base, StoredDtype::F32)?;
@@ -194,6 +194,7 @@ pub fn load(
         settings,
         states,
         updates: checkpoint.state.progress.updates,
+        seed: 0,
         decay_vectors: false,
     };
     Ok(Trainer::new(decoder, optimizer, max_grad_norm))
@@ -211,7 +212,7 @@ pub fn load_decoder(
     if checkpoint.path.join(ADAPTER_CONFIG).exists() {
         base()?.with_adapter(&checkpoint.path)
     } else {
-        Decoder::load(&checkpoint.path, device)
+        Decoder::load_as(&checkpoint.path, device, WeightDtype::Auto)
     }
 }
 

@@ -98,6 +98,7 @@ pub(crate) fn model(folder: &Path, device: &Device) -> Result<Vec<Figure>> {
         beta2: 0.999,
         epsilon: 1e-8,
         weight_decay: 0.0,
+        rounding_seed: 0,
     };
     for name in ["batch_right", "packed"] {
         let optimizer = Optimizer::new(&decoder.trainable(), settings);

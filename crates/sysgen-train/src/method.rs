@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use sysgen_core::RunConfig;
-use sysgen_core::config::{ALL_LINEAR, ModelInit, Optim, TrainMethod, TrainSection};
+use sysgen_core::config::{ALL_LINEAR, ModelInit, Optim, TrainDtype, TrainMethod, TrainSection};
 use sysgen_core::hash::seed_from;
 use sysgen_model::{Decoder, Device, Lora, ModelConfig, Tokens, WeightDtype};
 
@@ -39,16 +39,29 @@ pub fn lora(train: &TrainSection, model: &ModelConfig) -> Result<Option<Lora>> {
     Ok(Some(lora))
 }
 
-/// Whether the device has the optimizer.
+/// Whether the device has what `[train]` asks for.
 ///
 /// # Errors
-/// 8-bit moments somewhere else than on the CPU.
-pub fn check_optimizer(train: &TrainSection, device: &Device) -> Result<()> {
+/// 8-bit moments or weights in bf16 somewhere else than on the CPU.
+pub fn check_device(train: &TrainSection, device: &Device) -> Result<()> {
     ensure!(
         train.optim == Optim::Adamw || *device == Device::flex(),
         "train.optim = \"adamw_8bit\" runs on the CPU only so far; use \"adamw\", or device = \"cpu\""
     );
+    ensure!(
+        train.dtype != TrainDtype::Bf16 || *device == Device::flex(),
+        "train.dtype = \"bf16\" runs on the CPU only so far; use \"auto\", or device = \"cpu\""
+    );
     Ok(())
+}
+
+/// What the model's matrices are kept in. Those that are not trained stay as they are stored, unless asked otherwise.
+fn weight_dtype(train: Option<&TrainSection>) -> WeightDtype {
+    match train.map(|train| (train.dtype, train.method)) {
+        Some((TrainDtype::Bf16, _)) => WeightDtype::Bf16,
+        Some((TrainDtype::F32, _) | (TrainDtype::Auto, TrainMethod::Full)) => WeightDtype::F32,
+        Some((TrainDtype::Auto, _)) | None => WeightDtype::Auto,
+    }
 }
 
 /// The model of `[model]`, its projections in four bits with `method = "qlora"`.
@@ -58,6 +71,7 @@ pub fn check_optimizer(train: &TrainSection, device: &Device) -> Result<()> {
 pub fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
     let path = &config.model.path;
     let method = config.train.as_ref().map(|train| train.method);
+    let dtype = weight_dtype(config.train.as_ref());
     let pretrained = config.model.init == ModelInit::Pretrained;
     if method == Some(TrainMethod::Qlora) {
         ensure!(
@@ -65,15 +79,10 @@ pub fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
             "train.method = \"qlora\" quantises a trained model; it cannot start from model.init = \"random\""
         );
         tracing::info!("loading {} in four bits (NF4)", path.display());
-        return Decoder::load_nf4(path, device, WeightDtype::Auto);
+        return Decoder::load_nf4(path, device, dtype);
     }
     if pretrained {
         tracing::info!("loading {}", path.display());
-        // What is not trained stays as it is stored.
-        let dtype = match method {
-            Some(TrainMethod::Full) => WeightDtype::F32,
-            _ => WeightDtype::Auto,
-        };
         return Decoder::load_as(path, device, dtype);
     }
     tracing::info!(
@@ -81,7 +90,7 @@ pub fn load_base(config: &RunConfig, device: &Device) -> Result<Decoder> {
         path.join("config.json").display()
     );
     let model = ModelConfig::from_directory(path)?;
-    Ok(Decoder::random(model, config.seed, device))
+    Ok(Decoder::random_as(model, config.seed, device, dtype))
 }
 
 /// The base with what is trained beside it: new adapters, those of `train.lora_adapter`, or nothing for `full`.

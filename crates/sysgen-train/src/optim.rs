@@ -4,6 +4,7 @@
 //! norms and biases not), as `transformers.Trainer` and the golden curves have it.
 
 use sysgen_core::config::Optim;
+use sysgen_core::hash::seed_from;
 use sysgen_model::{Parameter, Weight};
 use sysgen_ops::{AdamW, Moments, Moments8, adamw_8bit_step, adamw_step, squared_norm};
 
@@ -48,6 +49,8 @@ pub struct Optimizer {
     pub states: Vec<State>,
     /// Updates applied so far; skipped steps do not count.
     pub updates: u64,
+    /// Start of the random bits that round parameters in bf16.
+    pub seed: u64,
     /// Norms and biases decay too, as with `torch.optim.AdamW(model.parameters())`.
     pub decay_vectors: bool,
 }
@@ -66,6 +69,7 @@ impl Optimizer {
             settings,
             states: zeros.collect(),
             updates: 0,
+            seed: 0,
             decay_vectors: false,
         }
     }
@@ -112,6 +116,7 @@ impl Optimizer {
             } else {
                 0.0
             },
+            rounding_seed: self.rounding_seed(place),
             ..self.settings
         };
         let updates = self.updates;
@@ -143,6 +148,12 @@ impl Optimizer {
         };
         self.states[place] = state;
         parameter
+    }
+
+    /// A function of seed, update and parameter, so that a run that is gone on with rounds as one that was not stopped.
+    fn rounding_seed(&self, place: usize) -> u32 {
+        let parts = [self.seed, self.updates, place as u64].map(|part| part.to_string());
+        seed_from(&["stochastic rounding", &parts[0], &parts[1], &parts[2]]) as u32
     }
 }
 
@@ -224,6 +235,7 @@ mod tests {
                 beta2: 0.95,
                 epsilon: 1e-8,
                 weight_decay: 1.0,
+                rounding_seed: 0,
             };
             let mut optimizer = Optimizer::new(&parameters, settings);
             optimizer.decay_vectors = decay_vectors;

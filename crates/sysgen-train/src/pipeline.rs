@@ -173,7 +173,7 @@ fn train(
         train.per_device_train_batch_size * train.gradient_accumulation_steps
     );
     let resumed = checkpoint_to_resume(&config.output_dir, &identity)?;
-    method::check_optimizer(train, device)?;
+    method::check_device(train, device)?;
     write_config(config)?;
     data.show_one_row();
     let distiller = match &config.distill {

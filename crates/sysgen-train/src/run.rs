@@ -102,6 +102,7 @@ impl Run<'_> {
             beta2: self.train.adam_beta2,
             epsilon: self.train.adam_epsilon,
             weight_decay: self.train.weight_decay,
+            rounding_seed: 0,
         }
     }
 
@@ -119,6 +120,7 @@ impl Run<'_> {
         trainer.gradient_checkpointing = self.train.gradient_checkpointing;
         trainer.optimizer_in_backward = self.train.optimizer_in_backward;
         trainer.seed = self.config.seed;
+        trainer.optimizer.seed = self.config.seed;
         trainer
     }
 

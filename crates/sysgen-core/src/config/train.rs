@@ -57,6 +57,10 @@ pub struct TrainSection {
     pub num_train_epochs: f64,
     /// Optimizer steps, 0 to follow `num_train_epochs`; default 0.
     pub max_steps: usize,
+    /// What the model's matrices are kept in; every sum is f32. `auto` is f32 for trained ones and the files' own format for
+    /// those that adapters stand beside; `f32`; `bf16` halves them: each step is taken in f32 and rounded stochastically, so
+    /// that small steps are not lost. `bf16` runs on the CPU only, for now. Default `auto`.
+    pub dtype: TrainDtype,
     /// The optimizer; default `adamw`.
     pub optim: Optim,
     /// Highest learning rate; default 1e-6.
@@ -127,6 +131,7 @@ impl Default for TrainSection {
             optimizer_in_backward: false,
             num_train_epochs: 3.0,
             max_steps: 0,
+            dtype: TrainDtype::Auto,
             optim: Optim::Adamw,
             learning_rate: 1e-6,
             lr_scheduler_type: LrScheduler::Cosine,
@@ -171,6 +176,19 @@ impl TrainMethod {
     pub fn has_adapter(self) -> bool {
         self != TrainMethod::Full
     }
+}
+
+/// What the matrices of a model in training are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainDtype {
+    /// f32 where they are trained, and as the files have them where they are not.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16; what is trained is rounded stochastically.
+    Bf16,
 }
 
 /// What tells a better evaluation from a worse one.

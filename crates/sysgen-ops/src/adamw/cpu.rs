@@ -3,11 +3,15 @@
 use rayon::prelude::*;
 
 use super::AdamW;
+use super::rounding::Kept;
 use crate::simd::{TASK, vectorised};
 
+/// Numbers that are widened together.
+const BLOCK: usize = 1024;
+
 /// Updates parameter and moments in place.
-pub(super) fn step(
-    parameter: &mut [f32],
+pub(super) fn step<P: Kept>(
+    parameter: &mut [P],
     gradient: &[f32],
     first: &mut [f32],
     second: &mut [f32],
@@ -20,6 +24,7 @@ pub(super) fn step(
         beta2,
         epsilon,
         weight_decay,
+        rounding_seed,
     } = *settings;
     let correction1 = 1.0 - beta1.powf(step as f64);
     let correction2 = 1.0 - beta2.powf(step as f64);
@@ -30,18 +35,23 @@ pub(super) fn step(
     let root_correction = correction2.sqrt() as f32;
     let size = (learning_rate / correction1) as f32;
     let epsilon = epsilon as f32;
+    let scalars = [keep, blend, old, new, root_correction, size, epsilon];
     parameter
-        .par_chunks_mut(TASK)
-        .zip(gradient.par_chunks(TASK))
-        .zip(first.par_chunks_mut(TASK).zip(second.par_chunks_mut(TASK)))
-        .for_each(|((parameter, gradient), (first, second))| {
-            update(
-                parameter,
-                gradient,
-                first,
-                second,
-                [keep, blend, old, new, root_correction, size, epsilon],
-            );
+        .par_chunks_mut(BLOCK)
+        .zip(gradient.par_chunks(BLOCK))
+        .zip(
+            first
+                .par_chunks_mut(BLOCK)
+                .zip(second.par_chunks_mut(BLOCK)),
+        )
+        .with_min_len(TASK / BLOCK)
+        .enumerate()
+        .for_each(|(block, ((parameter, gradient), (first, second)))| {
+            let mut wide = [0.0; BLOCK];
+            let wide = &mut wide[..parameter.len()];
+            P::widen(parameter, wide);
+            update(wide, gradient, first, second, scalars);
+            P::narrow(wide, rounding_seed, block * BLOCK, parameter);
         });
 }
 

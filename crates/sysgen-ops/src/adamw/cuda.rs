@@ -27,6 +27,7 @@ pub(super) fn step(
         beta2,
         epsilon,
         weight_decay,
+        rounding_seed,
     } = *settings;
     let gradient = contiguous(gradient);
     let parameter = writable(parameter);
@@ -61,7 +62,7 @@ pub(super) fn step(
                 correction2.sqrt() as f32,
                 (learning_rate / correction1) as f32,
                 epsilon as f32,
-                step as u32,
+                rounding_seed,
                 parameter.dtype == DType::BF16,
                 [element(&parameter), element(&gradient)],
             );

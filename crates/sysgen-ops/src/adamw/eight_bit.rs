@@ -2,10 +2,11 @@
 //! every 256 numbers share a scale, the first moment has a sign, the second has not. A moment is whole only while its block
 //! is updated. On the host, so on the CPU.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor, bf16};
 use rayon::prelude::*;
 
 use super::AdamW;
+use super::rounding::Kept;
 use crate::dynamic::{Code, SIGNED, UNSIGNED};
 use crate::fused;
 
@@ -52,7 +53,7 @@ pub fn moments8_bytes(count: usize) -> usize {
 /// One step as [`adamw_step`](crate::adamw_step), with the moments rounded after it.
 ///
 /// # Panics
-/// The parameter is not on the CPU in f32, or has another number of values than the moments.
+/// The parameter is not on the CPU in f32 or bf16, or has another number of values than the moments.
 pub fn adamw_8bit_step<const D: usize>(
     parameter: Tensor<D>,
     gradient: Tensor<D>,
@@ -61,22 +62,20 @@ pub fn adamw_8bit_step<const D: usize>(
     step: u64,
 ) -> Tensor<D> {
     assert!(
-        fused::serves(&parameter),
-        "adamw_8bit_step: 8-bit moments are kept on the CPU, beside f32 weights"
+        fused::keeps(&parameter),
+        "adamw_8bit_step: 8-bit moments are kept on the CPU, beside weights in f32 or bf16"
     );
     let gradient = fused::values(gradient);
     let mut parameter = fused::writable(parameter);
-    update(
-        parameter.storage_mut(),
-        fused::slice(&gradient),
-        moments,
-        settings,
-        step,
-    );
+    let g = fused::slice(&gradient);
+    match parameter.dtype() {
+        DType::BF16 => update::<bf16>(parameter.storage_mut(), g, moments, settings, step),
+        _ => update::<f32>(parameter.storage_mut(), g, moments, settings, step),
+    }
     fused::from_flex(parameter)
 }
 
-fn update(p: &mut [f32], g: &[f32], moments: &mut Moments8, settings: &AdamW, step: u64) {
+fn update<P: Kept>(p: &mut [P], g: &[f32], moments: &mut Moments8, settings: &AdamW, step: u64) {
     assert_eq!(
         p.len(),
         moments.first.codes.len(),
@@ -96,14 +95,18 @@ fn update(p: &mut [f32], g: &[f32], moments: &mut Moments8, settings: &AdamW, st
         .zip(g.par_chunks(BLOCK))
         .zip(firsts.zip(seconds))
         .with_min_len(16)
-        .for_each(|((p, g), ((codes1, scale1), (codes2, scale2)))| {
-            let (mut m, mut v) = ([0.0; BLOCK], [0.0; BLOCK]);
-            for (i, (p, &g)) in p.iter_mut().zip(g).enumerate() {
+        .enumerate()
+        .for_each(|(block, ((p, g), ((codes1, scale1), (codes2, scale2))))| {
+            let (mut m, mut v, mut wide) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
+            let wide = &mut wide[..p.len()];
+            P::widen(p, wide);
+            for (i, (p, &g)) in wide.iter_mut().zip(g).enumerate() {
                 m[i] = beta1 * (SIGNED.value(codes1[i]) * *scale1) + new1 * g;
                 v[i] = beta2 * (UNSIGNED.value(codes2[i]) * *scale2) + new2 * g * g;
                 let root = v[i].sqrt() / root_correction + epsilon;
                 *p = *p * keep - size * (m[i] / root);
             }
+            P::narrow(wide, settings.rounding_seed, block * BLOCK, p);
             *scale1 = SIGNED.quantise(&m[..g.len()], codes1);
             *scale2 = UNSIGNED.quantise(&v[..g.len()], codes2);
         });

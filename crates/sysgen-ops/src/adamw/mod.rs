@@ -4,8 +4,9 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cuda;
 mod eight_bit;
+mod rounding;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, bf16};
 
 #[cfg(feature = "cube")]
 use crate::device;
@@ -26,6 +27,9 @@ pub struct AdamW {
     pub epsilon: f64,
     /// Decoupled weight decay; 0 for parameters that do not decay.
     pub weight_decay: f64,
+    /// Start of the random bits with which a parameter in bf16 is rounded: another one for each parameter and step. Those in
+    /// f32 are not rounded.
+    pub rounding_seed: u32,
 }
 
 /// A parameter's running averages; zeros before the first step.
@@ -48,7 +52,8 @@ impl<const D: usize> Moments<D> {
     }
 }
 
-/// One step as `torch.optim.AdamW` takes it: `step` counts from 1, `gradient` is already divided and clipped.
+/// One step as `torch.optim.AdamW` takes it: `step` counts from 1, `gradient` is already divided and clipped. A parameter in
+/// bf16 is widened, updated in f32 and rounded stochastically.
 ///
 /// Tensors that nobody else holds are updated in place. All tensors live on the plain (not autodiff) device.
 pub fn adamw_step<const D: usize>(
@@ -77,21 +82,22 @@ pub fn adamw_step<const D: usize>(
         let [first, second] = moments.map(device::plain);
         return (device::plain(parameter), Moments { first, second });
     }
-    if !fused::serves(&parameter) {
+    if !fused::keeps(&parameter) {
         return reference(parameter, gradient, moments, settings, step);
     }
     let gradient = fused::values(gradient);
     let mut parameter = fused::writable(parameter);
     let mut first = fused::writable(moments.first);
     let mut second = fused::writable(moments.second);
-    cpu::step(
-        parameter.storage_mut(),
+    let (g, m, v) = (
         fused::slice(&gradient),
         first.storage_mut(),
         second.storage_mut(),
-        settings,
-        step,
     );
+    match parameter.dtype() {
+        DType::BF16 => cpu::step::<bf16>(parameter.storage_mut(), g, m, v, settings, step),
+        _ => cpu::step::<f32>(parameter.storage_mut(), g, m, v, settings, step),
+    }
     let moments = Moments {
         first: fused::from_flex(first),
         second: fused::from_flex(second),
@@ -125,6 +131,7 @@ pub(crate) fn reference<const D: usize>(
         beta2,
         epsilon,
         weight_decay,
+        ..
     } = *settings;
     let first = moments.first.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
     let second =

@@ -296,6 +296,7 @@ pub(super) fn adamw_step(bench: &mut Bench) {
         beta2: 0.95,
         epsilon: 1e-8,
         weight_decay: 0.1,
+        rounding_seed: 0,
     };
     for shape in [[1, 1], [7, 33], [129, 257]] {
         let steps = |device: Device, dtype| {

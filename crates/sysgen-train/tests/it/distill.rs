@@ -179,6 +179,7 @@ fn trainer(decoder: Decoder, distiller: Option<Distiller>) -> Trainer {
         beta2: 0.95,
         epsilon: 1e-8,
         weight_decay: 0.0,
+        rounding_seed: 0,
     };
     let optimizer = Optimizer::new(&decoder.trainable(), settings);
     let mut trainer = Trainer::new(decoder, optimizer, 0.0);

@@ -92,6 +92,21 @@ fn a_bf16_export_holds_the_rounded_weights() {
 }
 
 #[test]
+fn weights_kept_in_bf16_are_exported_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, target) = (dir.path().join("model"), dir.path().join("export"));
+    fixture::model_folder(&model);
+    let decoder = fixture::decoder(&model).in_bf16();
+    for dtype in [ExportDtype::Bf16, ExportDtype::F32] {
+        export(&decoder, &fixture::chat(&model), &target, dtype).unwrap();
+        let again = Decoder::load(&target, &decoder.device()).unwrap();
+        for (a, b) in decoder.parameters().iter().zip(again.parameters()) {
+            assert_eq!(a.tensor.to_vec(), b.tensor.to_vec(), "{}", a.name);
+        }
+    }
+}
+
+#[test]
 fn a_policy_is_part_of_the_exported_template() {
     let dir = tempfile::tempdir().unwrap();
     let (model, target) = (dir.path().join("model"), dir.path().join("export"));

@@ -148,6 +148,7 @@ impl Golden {
             beta2: recipe["betas"][1].as_f64().unwrap(),
             epsilon: recipe["eps"].as_f64().unwrap(),
             weight_decay: recipe["weight_decay"].as_f64().unwrap(),
+            rounding_seed: 0,
         };
         let optimizer = Optimizer::new(&decoder.trainable(), settings);
         Trainer::new(decoder, optimizer, 1.0)

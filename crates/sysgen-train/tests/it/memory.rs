@@ -1,8 +1,8 @@
-//! What saves memory and changes nothing: parameters updated on the way back.
+//! What saves memory: parameters updated on the way back, which changes nothing, and weights in bf16.
 
 use serde_json::{Value, json};
 use sysgen_core::config::Optim;
-use sysgen_model::{Decoder, Device, Lora, ModelConfig, Weight};
+use sysgen_model::{Decoder, Device, ExportDtype, Lora, ModelConfig, Weight, WeightDtype};
 use sysgen_ops::AdamW;
 use sysgen_train::batch::Batch;
 use sysgen_train::example::Example;
@@ -61,6 +61,7 @@ fn trainer(decoder: Decoder, optim: Optim) -> Trainer {
         beta2: 0.99,
         epsilon: 1e-8,
         weight_decay: 0.1,
+        rounding_seed: 0,
     };
     let optimizer = Optimizer::of(optim, &decoder.trainable(), settings);
     Trainer::new(decoder, optimizer, 0.0)
@@ -116,10 +117,14 @@ fn updating_on_the_way_back_changes_no_bit() {
     let examples = examples();
     for config in configs() {
         for adapters in [None, Some(lora(false)), Some(lora(true))] {
-            for (optim, gradient_checkpointing) in [(Optim::Adamw, false), (Optim::Adamw8bit, true)]
-            {
+            for (optim, gradient_checkpointing, dtype) in [
+                (Optim::Adamw, false, WeightDtype::F32),
+                (Optim::Adamw8bit, true, WeightDtype::F32),
+                (Optim::Adamw, true, WeightDtype::Bf16),
+                (Optim::Adamw8bit, false, WeightDtype::Bf16),
+            ] {
                 let train = |optimizer_in_backward: bool| {
-                    let base = Decoder::random(config.clone(), 1, &Device::flex());
+                    let base = Decoder::random_as(config.clone(), 1, &Device::flex(), dtype);
                     let decoder = match &adapters {
                         None => base,
                         Some(lora) => base.with_lora(lora.clone(), 3).unwrap(),
@@ -134,7 +139,7 @@ fn updating_on_the_way_back_changes_no_bit() {
                     (reports, after, trainer.optimizer.updates)
                 };
                 let what = format!(
-                    "{}, {optim:?}, adapters {:?}",
+                    "{}, {optim:?}, {dtype:?}, adapters {:?}",
                     config.json["model_type"], adapters
                 );
                 let (plain, in_backward) = (train(false), train(true));
@@ -188,5 +193,44 @@ fn a_gradient_that_overflows_late_is_not_used_and_the_step_is_known_to_be_torn()
         let same = before.tensor.to_vec() == after.tensor.to_vec();
         let late = before.name.contains("layers.0.") || before.name.contains("embed");
         assert_eq!(same, late, "{}", before.name);
+    }
+}
+
+#[test]
+fn a_model_in_bf16_learns_like_one_in_f32_and_keeps_its_format() {
+    let examples = examples();
+    let config = configs().remove(1);
+    let train = |dtype| {
+        let decoder = Decoder::random_as(config.clone(), 1, &Device::flex(), dtype);
+        let mut trainer = trainer(decoder, Optim::Adamw);
+        let losses: Vec<f64> = (0..6)
+            .flat_map(|_| steps(&mut trainer, &examples))
+            .map(|report| report.loss)
+            .collect();
+        (trainer, losses)
+    };
+    let ((_, wide), (trainer, rounded)) = (train(WeightDtype::F32), train(WeightDtype::Bf16));
+    let last = wide.len() - 1;
+    assert!(wide[last] < 0.7 * wide[0], "{wide:?}");
+    for (step, (wide, rounded)) in wide.iter().zip(&rounded).enumerate() {
+        let difference = (wide - rounded).abs();
+        assert!(
+            difference < 0.02,
+            "step {step}: {rounded} instead of {wide}"
+        );
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let kept = trainer.decoder();
+    kept.save(dir.path(), ExportDtype::Kept, None).unwrap();
+    let again = Decoder::load_as(dir.path(), &Device::flex(), WeightDtype::Auto).unwrap();
+    for (kept, again) in kept.parameters().iter().zip(again.parameters()) {
+        let matrix = kept.tensor.shape().len() == 2;
+        assert_eq!([kept.tensor.is_bf16(), again.tensor.is_bf16()], [matrix; 2]);
+        assert!(
+            kept.tensor.to_vec() == again.tensor.to_vec(),
+            "{}",
+            kept.name
+        );
     }
 }

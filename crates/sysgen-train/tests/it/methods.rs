@@ -183,6 +183,7 @@ fn golden_adamw_8bit_takes_the_steps_of_its_definition() {
         beta2: settings[2],
         epsilon: settings[3],
         weight_decay: settings[4],
+        rounding_seed: 0,
     };
     let (start, gradients) = (floats("start"), floats("gradients"));
     let count = start.len();

@@ -17,6 +17,7 @@ const SETTINGS: AdamW = AdamW {
     beta2: 0.999,
     epsilon: 1e-8,
     weight_decay: 0.1,
+    rounding_seed: 0,
 };
 
 fn trainer(dir: &std::path::Path) -> Trainer {
