@@ -98,6 +98,8 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     doing("loading the model");
     let (decoder, origin) = Decoder::open(&arguments.model, SEED, &device, WeightDtype::Auto)
         .with_context(|| format!("--model {}", arguments.model.display()))?;
+    let parameters = decoder.parameters().iter().map(|p| p.tensor.len()).sum();
+    let decoder = decoder.pack();
     let longest = decoder.config.max_position_embeddings;
     ensure!(
         prompt + new <= longest,
@@ -131,7 +133,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let report = Report {
         device: device_name(&device),
         model: arguments.model.display().to_string(),
-        parameters: decoder.parameters().iter().map(|p| p.tensor.len()).sum(),
+        parameters,
         weights: match origin {
             Origin::Loaded => "loaded",
             Origin::Random => "random",

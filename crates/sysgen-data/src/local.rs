@@ -125,7 +125,7 @@ impl Local {
             kv_cache_bytes: generate.kv_cache_bytes,
             ..Options::default()
         };
-        let engine = Engine::new(&decoder, options).until(interrupt::requested);
+        let engine = Engine::new(&decoder.pack(), options).until(interrupt::requested);
         Ok(Local { chat, engine })
     }
 }

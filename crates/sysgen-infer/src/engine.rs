@@ -175,7 +175,7 @@ impl Engine {
 
     /// One pass through the model; the requests that ended in it.
     pub fn step(&mut self) -> Vec<(RequestId, Result<Outcome, Refused>)> {
-        let ended = self.schedule.step();
+        let ended = rayon::scope(|_| self.schedule.step());
         let gathered = ended.into_iter().filter_map(|(id, ended)| {
             let Ended::Completion {
                 number,

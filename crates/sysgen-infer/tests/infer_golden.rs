@@ -40,7 +40,8 @@ fn models() -> Vec<(String, Decoder, serde_json::Value)> {
         .map(|folder| {
             let text = fs::read_to_string(folder.join("reference.json")).unwrap();
             let name = folder.file_name().unwrap().to_str().unwrap().to_string();
-            let decoder = Decoder::load(&folder, &Device::flex()).unwrap();
+            // As the programs that only answer have it.
+            let decoder = Decoder::load(&folder, &Device::flex()).unwrap().pack();
             (name, decoder, serde_json::from_str(&text).unwrap())
         })
         .collect()

@@ -4,7 +4,8 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
+use sysgen_ops::LinearWeight;
 
 use crate::decoder::Decoder;
 use crate::layer::{Scene, norm};
@@ -148,10 +149,14 @@ impl Decoder {
         let [batch, time, dim] = gradient.dims();
         let rows = gradient.reshape([batch * time, dim]);
         // A tied head's gradient is whole only with what its rows add as embeddings.
-        let table = table.unwrap_or_else(|| self.weights.embedding.zeros_like().cast(DType::F32));
+        let table = table.unwrap_or_else(|| {
+            let [rows, dim] = self.weights.embedding.shape();
+            Tensor::zeros([rows, dim], &self.device())
+        });
         let gradient = sysgen_ops::add_rows(table, &tokens.ids, rows);
-        let embedding = Weight::Matrix(take(&mut self.weights.embedding));
-        self.weights.embedding = update(0, embedding, Weight::Matrix(gradient)).matrix();
+        update_matrix(&mut self.weights.embedding, |old| {
+            update(0, old, Weight::Matrix(gradient))
+        });
         value
     }
 
@@ -184,8 +189,7 @@ impl Decoder {
         if let Some(head) = &mut self.weights.head
             && let Some(gradient) = of_head.take()
         {
-            let old = Weight::Matrix(take(head));
-            *head = update(count - 1, old, Weight::Matrix(gradient)).matrix();
+            update_matrix(head, |old| update(count - 1, old, Weight::Matrix(gradient)));
         }
         if let Some(gradient) = of_norm {
             let old = Weight::Vector(take(&mut self.weights.norm));
@@ -227,6 +231,14 @@ impl Decoder {
             Some(_) => self.trainable().len(),
         }
     }
+}
+
+/// A matrix, without a second owner, becomes what `update` makes of it.
+fn update_matrix(weight: &mut LinearWeight, update: impl FnOnce(Weight) -> Weight) {
+    let LinearWeight::Dense(matrix) = weight else {
+        unreachable!("of matrices only plain ones are trained");
+    };
+    *matrix = update(Weight::Matrix(take(matrix))).matrix();
 }
 
 /// The tensor, without a second owner; nothing is left in its place.

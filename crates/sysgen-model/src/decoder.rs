@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sysgen_ops::{AttentionShape, LinearWeight, Segments};
@@ -149,7 +149,7 @@ impl Decoder {
 
     /// Head and final soft-cap on hidden states `[.., dim]`: logits `[.., vocab]`.
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        let logits = sysgen_ops::linear(hidden, self.head(), None);
+        let logits = self.head_weight().project(hidden, None);
         match self.config.final_softcap {
             Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
             None => logits,
@@ -158,11 +158,22 @@ impl Decoder {
 
     /// The head, `[vocab, dim]`; of a tied model the embedding table itself.
     pub fn head(&self) -> Tensor<2> {
-        self.weights
-            .head
-            .as_ref()
-            .unwrap_or(&self.weights.embedding)
-            .clone()
+        self.head_weight().clone().into_tensor()
+    }
+
+    fn head_weight(&self) -> &LinearWeight {
+        let weights = &self.weights;
+        weights.head.as_ref().unwrap_or(&weights.embedding)
+    }
+
+    /// For inference alone: weights on the CPU are laid out as products read them. The results are the same to the bit.
+    /// What cannot be laid out so (other devices, four bits) stays as it is.
+    #[must_use]
+    pub fn pack(self) -> Decoder {
+        Decoder {
+            weights: self.weights.pack(),
+            ..self
+        }
     }
 
     /// Every parameter under its name in the checkpoint; a tied head once, as `model.embed_tokens.weight`.
@@ -263,18 +274,8 @@ impl Decoder {
 
     /// Rows of the embedding table, `[batch, time, dim]`.
     pub(crate) fn embed(&self, ids: &[u32], [batch, time]: [usize; 2]) -> Tensor<3> {
-        let table = self.weights.embedding.clone();
-        let ids: Vec<i32> = ids
-            .iter()
-            .map(|id| i32::try_from(*id).expect("ids are below the vocabulary's size"))
-            .collect();
-        let ids =
-            Tensor::<1, Int>::from_data(TensorData::new(ids, [batch * time]), &table.device());
-        let x =
-            table
-                .select(0, ids)
-                .cast(DType::F32)
-                .reshape([batch, time, self.config.hidden_size]);
+        let rows = self.weights.embedding.rows(ids);
+        let x = rows.reshape([batch, time, self.config.hidden_size]);
         match self.config.embedding_scale {
             Some(scale) => x.mul_scalar(scale),
             None => x,

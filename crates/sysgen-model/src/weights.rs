@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData, bf16};
 
-use sysgen_ops::{Adapter, Dropout, LinearWeight, Nf4};
+use sysgen_ops::{Adapter, Dropout, LinearWeight, Nf4, Packed};
 
 use crate::config::ModelConfig;
 use crate::names::{Entry, entries};
@@ -170,9 +170,14 @@ impl Linear {
     }
 
     pub(crate) fn device(&self) -> Device {
-        match &self.weight {
-            LinearWeight::Dense(weight) => weight.device(),
-            LinearWeight::Nf4(weight) => weight.device(),
+        self.weight.device()
+    }
+
+    /// In panels where that is possible.
+    fn pack(self) -> Linear {
+        Linear {
+            weight: pack(self.weight),
+            ..self
         }
     }
 
@@ -214,7 +219,10 @@ impl<const N: usize> Projection<N> {
     /// The `N` outputs, of the given widths.
     pub(crate) fn forward(&self, x: Tensor<3>, widths: [usize; N]) -> [Tensor<3>; N] {
         match self {
-            Projection::Separate(linears) => std::array::from_fn(|i| linears[i].forward(x.clone())),
+            Projection::Separate(linears) => match packed(linears) {
+                Some(weights) => sysgen_ops::packed_linear(x, weights),
+                None => std::array::from_fn(|i| linears[i].forward(x.clone())),
+            },
             Projection::Fused(linear) => {
                 let all = linear.forward(x);
                 let mut from = 0;
@@ -225,6 +233,28 @@ impl<const N: usize> Projection<N> {
             }
         }
     }
+}
+
+/// Weights and biases where all are in panels: then one call multiplies with all of them.
+fn packed<const N: usize>(linears: &[Linear; N]) -> Option<[(&Packed, Option<&Tensor<1>>); N]> {
+    let mut all = [None; N];
+    for (linear, packed) in linears.iter().zip(&mut all) {
+        if let (LinearWeight::Packed(weight), None) = (&linear.weight, &linear.adapter) {
+            *packed = Some((weight, linear.bias.as_ref()));
+        }
+    }
+    all.iter()
+        .all(Option::is_some)
+        .then(|| all.map(|packed| packed.expect("all are there")))
+}
+
+/// A weight in panels where that is possible.
+fn pack(weight: LinearWeight) -> LinearWeight {
+    let packed = match &weight {
+        LinearWeight::Dense(dense) => Packed::pack(dense),
+        _ => None,
+    };
+    packed.map_or(weight, LinearWeight::Packed)
 }
 
 /// One decoder layer.
@@ -245,11 +275,11 @@ pub(crate) struct Layer {
 /// All of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
-    pub(crate) embedding: Tensor<2>,
+    pub(crate) embedding: LinearWeight,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Tensor<1>,
     /// `None` where the head is the embedding table.
-    pub(crate) head: Option<Tensor<2>>,
+    pub(crate) head: Option<LinearWeight>,
 }
 
 impl Weights {
@@ -270,23 +300,37 @@ impl Weights {
     /// projections are quantised as they come.
     pub(crate) fn from_source(config: &ModelConfig, mut list: Source) -> Weights {
         Weights {
-            embedding: list.matrix(),
+            embedding: LinearWeight::Dense(list.matrix()),
             layers: (0..config.layers)
                 .map(|_| Layer::from_list(config, &mut list))
                 .collect(),
             norm: list.vector(),
-            head: (!config.tied).then(|| list.matrix()),
+            head: (!config.tied).then(|| LinearWeight::Dense(list.matrix())),
+        }
+    }
+
+    /// For inference: what products are made of in panels.
+    pub(crate) fn pack(self) -> Weights {
+        Weights {
+            // A table that is only looked things up in stays as it is.
+            embedding: match self.head {
+                None => pack(self.embedding),
+                Some(_) => self.embedding,
+            },
+            layers: self.layers.into_iter().map(Layer::pack).collect(),
+            norm: self.norm,
+            head: self.head.map(pack),
         }
     }
 
     /// The tensors in the order of [`entries`].
     pub(crate) fn into_list(self) -> Vec<Weight> {
-        let mut list = vec![Weight::Matrix(self.embedding)];
+        let mut list = vec![Weight::Matrix(self.embedding.into_tensor())];
         for layer in self.layers {
             layer.into_list(&mut list);
         }
         list.push(Weight::Vector(self.norm));
-        list.extend(self.head.map(Weight::Matrix));
+        list.extend(self.head.map(|head| Weight::Matrix(head.into_tensor())));
         list
     }
 }
@@ -366,6 +410,16 @@ impl Layer {
         all
     }
 
+    fn pack(self) -> Layer {
+        Layer {
+            qkv: self.qkv.pack(),
+            output: self.output.pack(),
+            gate_up: self.gate_up.pack(),
+            down: self.down.pack(),
+            ..self
+        }
+    }
+
     fn from_list(config: &ModelConfig, list: &mut Source) -> Layer {
         let biases = config.biases;
         // Struct fields are evaluated in the order written, which is the order of the names.
@@ -396,6 +450,15 @@ impl Layer {
 }
 
 impl<const N: usize> Projection<N> {
+    fn pack(self) -> Projection<N> {
+        match self {
+            Projection::Separate(linears) => {
+                Projection::Separate(Box::new(linears.map(Linear::pack)))
+            }
+            Projection::Fused(linear) => Projection::Fused(Box::new(linear.pack())),
+        }
+    }
+
     fn linears(&mut self) -> Vec<&mut Linear> {
         match self {
             Projection::Separate(linears) => linears.iter_mut().collect(),
@@ -415,10 +478,7 @@ impl<const N: usize> Projection<N> {
 
 impl Linear {
     fn into_list(self, list: &mut Vec<Weight>) {
-        list.push(Weight::Matrix(match self.weight {
-            LinearWeight::Dense(weight) => weight,
-            LinearWeight::Nf4(weight) => weight.dequantise(),
-        }));
+        list.push(Weight::Matrix(self.weight.into_tensor()));
         list.extend(self.bias.map(Weight::Vector));
     }
 }

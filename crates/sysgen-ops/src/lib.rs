@@ -20,10 +20,13 @@ mod gated;
 #[cfg(feature = "cube")]
 mod launch;
 mod linear;
+mod lines;
 mod lora;
 mod matmul;
 mod nf4;
 mod pack;
+mod packed;
+mod panels;
 pub mod parity;
 mod product;
 #[cfg(feature = "cube")]
@@ -47,6 +50,7 @@ pub use gated::{geglu_tanh, swiglu};
 pub use linear::linear;
 pub use lora::{Adapter, LinearWeight, lora_linear, merged, row_lengths};
 pub use nf4::{Nf4, nf4_bytes, nf4_linear};
+pub use packed::{Packed, packed_linear};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use rows::add_rows;

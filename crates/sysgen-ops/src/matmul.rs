@@ -3,11 +3,10 @@
 //! Every number of the result is one chain of multiply-adds in ascending order of the inner dimension, so neither the
 //! threads nor the number of rows change its bits. What is cut is only who computes which block, and when.
 
-use std::cell::RefCell;
-
 use rayon::prelude::*;
 
 use crate::few_rows::{self, FewRows};
+use crate::lines::with_scratch;
 use crate::pack::Number;
 use crate::product::{MAX_TILE_COLUMNS, Product, Shared, TILE_ROWS};
 
@@ -173,17 +172,15 @@ pub(crate) unsafe fn block<T: Number>(
     }
     // Rows that are dense are read as fast from where they are.
     let in_place = few || a.column == 1;
-    SCRATCH.with_borrow_mut(|scratch| {
+    let depth_taken = k.min(DEPTH);
+    let left = if in_place {
+        0
+    } else {
+        rows.next_multiple_of(TILE_ROWS) * depth_taken
+    };
+    with_scratch([left, MAX_TILE_COLUMNS * depth_taken], |[left, right]| {
         for depth in (0..k).step_by(DEPTH) {
             let taken = (k - depth).min(DEPTH);
-            let [left, right] = scratch.split(
-                if in_place {
-                    0
-                } else {
-                    rows.next_multiple_of(TILE_ROWS) * taken
-                },
-                MAX_TILE_COLUMNS * taken,
-            );
             let (left, (a_row, a_column, a_tile)) = if in_place {
                 (
                     a.from(row, depth).as_ptr(),
@@ -232,7 +229,8 @@ pub(crate) unsafe fn block<T: Number>(
 
 /// Sixteen rows side by side for each step of the inner dimension; rows beyond the matrix are left as they were.
 fn pack_left(a: Matrix, row: usize, rows: usize, depth: usize, taken: usize, packed: &mut [f32]) {
-    for (tile, packed) in packed.chunks_exact_mut(TILE_ROWS * taken).enumerate() {
+    let tiles = packed.chunks_exact_mut(TILE_ROWS * taken);
+    for (tile, packed) in tiles.take(rows.div_ceil(TILE_ROWS)).enumerate() {
         let first = tile * TILE_ROWS;
         let count = (rows - first).min(TILE_ROWS);
         let source = a.from(row + first, depth);
@@ -292,33 +290,5 @@ impl Plan {
             column,
             columns: (self.n - column).min(self.columns),
         }
-    }
-}
-
-/// One cache line of numbers, so that packed vectors do not straddle lines.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-/// Memory for packed blocks that a thread keeps.
-#[derive(Default)]
-struct Scratch(Vec<Line>);
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-impl Scratch {
-    /// Two buffers of at least these lengths, with any content.
-    fn split(&mut self, left: usize, right: usize) -> [&mut [f32]; 2] {
-        let (left, right) = (left.div_ceil(16), right.div_ceil(16));
-        if self.0.len() < left + right {
-            self.0.resize(left + right, Line([0.0; 16]));
-        }
-        let (left_lines, rest) = self.0.split_at_mut(left);
-        [left_lines, &mut rest[..right]].map(|lines| {
-            // SAFETY: a line is 16 numbers without padding.
-            unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
-        })
     }
 }

@@ -103,13 +103,16 @@ unsafe fn columns<S: Simd, const M: usize, const V: usize, const PACKED: bool>(
             }
             row += M;
         }
-        while row + 4 <= p.m {
-            tile::<S, 4, V, PACKED, false>(simd, p, row, column, mask);
-            row += 4;
-        }
-        while row < p.m {
-            tile::<S, 1, V, PACKED, false>(simd, p, row, column, mask);
-            row += 1;
+        // The rest at once: B is read for each tile.
+        match p.m - row {
+            0 => {}
+            1 => tile::<S, 1, V, PACKED, false>(simd, p, row, column, mask),
+            2 => tile::<S, 2, V, PACKED, false>(simd, p, row, column, mask),
+            3 => tile::<S, 3, V, PACKED, false>(simd, p, row, column, mask),
+            4 => tile::<S, 4, V, PACKED, false>(simd, p, row, column, mask),
+            5 => tile::<S, 5, V, PACKED, false>(simd, p, row, column, mask),
+            6 => tile::<S, 6, V, PACKED, false>(simd, p, row, column, mask),
+            _ => tile::<S, 7, V, PACKED, false>(simd, p, row, column, mask),
         }
     }
     taken

@@ -52,7 +52,7 @@ pub(crate) fn answer(arguments: &AnswerArguments) -> Result<()> {
     let mut messages: Vec<Message> = arguments.system.iter().map(Message::system).collect();
     messages.push(Message::user(&arguments.user));
     let prompt = chat.prompt(&messages)?;
-    let decoder = Decoder::load_as(&arguments.model, &device, WeightDtype::Auto)?;
+    let decoder = Decoder::load_as(&arguments.model, &device, WeightDtype::Auto)?.pack();
     let sampling = Sampling {
         temperature: arguments.temperature,
         seed: arguments.seed,

@@ -1,4 +1,5 @@
-//! A model whose files are in bf16 can keep its matrices so: half the memory, the bits of its f32 copy.
+//! A model whose files are in bf16 can keep its matrices so: half the memory, the bits of its f32 copy. One that only
+//! answers can have them packed: the same bits again.
 
 use sysgen_model::{
     Decoder, Device, ExportDtype, KvCache, Lora, Pass, Run, StoredDtype, Weight, WeightDtype,
@@ -71,6 +72,14 @@ fn golden_models_kept_in_bf16_have_the_bits_of_their_f32_copies() {
             [values(whole), values(cached)].concat()
         };
         assert_same_bits(&case.name, &logits(&wide), &logits(&kept));
+        for decoder in [&wide, &kept] {
+            let packed = decoder.clone().pack();
+            assert_same_bits(&case.name, &logits(decoder), &logits(&packed));
+            for (plain, packed) in decoder.parameters().iter().zip(packed.parameters()) {
+                assert_eq!(plain.name, packed.name);
+                assert_same_bits(&plain.name, &plain.tensor.to_vec(), &packed.tensor.to_vec());
+            }
+        }
         // Trained themselves, their gradients are those of the f32 copy, too.
         let gradients = |decoder: &Decoder| pass(&case, decoder).concat();
         assert_same_bits(&case.name, &gradients(&wide), &gradients(&kept));

@@ -4,13 +4,14 @@
 
 mod cpu;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::dropout::{Dropout, dropout};
 use crate::fused;
 use crate::linear;
 use crate::linear::reference as plain;
 use crate::nf4::{Nf4, nf4_linear};
+use crate::packed::{Packed, packed_linear};
 
 /// The low-rank update of one projection.
 #[derive(Clone, Debug)]
@@ -35,6 +36,8 @@ pub enum LinearWeight {
     Dense(Tensor<2>),
     /// In four bits, frozen.
     Nf4(Nf4),
+    /// In panels, for inference.
+    Packed(Packed),
 }
 
 impl LinearWeight {
@@ -43,6 +46,7 @@ impl LinearWeight {
         match self {
             LinearWeight::Dense(weight) => weight.dims(),
             LinearWeight::Nf4(weight) => weight.shape(),
+            LinearWeight::Packed(weight) => weight.shape(),
         }
     }
 
@@ -51,6 +55,15 @@ impl LinearWeight {
         match self {
             LinearWeight::Dense(weight) => weight.clone().cast(DType::F32),
             LinearWeight::Nf4(weight) => weight.dequantise(),
+            LinearWeight::Packed(weight) => weight.dense(),
+        }
+    }
+
+    /// The tensor of a dense weight as it is, of another one the numbers in f32.
+    pub fn into_tensor(self) -> Tensor<2> {
+        match self {
+            LinearWeight::Dense(weight) => weight,
+            other => other.dense(),
         }
     }
 
@@ -59,6 +72,36 @@ impl LinearWeight {
         match self {
             LinearWeight::Dense(weight) => linear(x, weight.clone(), bias),
             LinearWeight::Nf4(weight) => nf4_linear(x, weight, bias),
+            LinearWeight::Packed(weight) => {
+                let [y] = packed_linear(x, [(weight, bias.as_ref())]);
+                y
+            }
+        }
+    }
+
+    /// Some rows of the numbers in f32, `[rows, in]`.
+    pub fn rows(&self, rows: &[u32]) -> Tensor<2> {
+        match self {
+            LinearWeight::Packed(weight) => weight.rows(rows),
+            other => {
+                let weight = other.clone().into_tensor();
+                let ids: Vec<i32> = rows
+                    .iter()
+                    .map(|&row| i32::try_from(row).expect("a weight has fewer rows"))
+                    .collect();
+                let ids = TensorData::new(ids, [rows.len()]);
+                let ids = Tensor::<1, Int>::from_data(ids, &weight.device());
+                weight.select(0, ids).cast(DType::F32)
+            }
+        }
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        match self {
+            LinearWeight::Dense(weight) => weight.device(),
+            LinearWeight::Nf4(weight) => weight.device(),
+            LinearWeight::Packed(_) => Device::flex(),
         }
     }
 }

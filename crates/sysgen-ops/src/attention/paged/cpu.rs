@@ -1,5 +1,6 @@
-//! Paged attention on the CPU. A task is one kv head and a few positions of one text, with all query heads that share
-//! the kv head. Every sum runs in an order that depends on the position alone.
+//! Paged attention on the CPU. A task is some kv heads and a few positions of one text, with all query heads that share
+//! the kv heads: a block's heads lie side by side, so that it reads long stretches of memory. Every sum runs in an order
+//! that depends on the position alone.
 
 use std::ops::Range;
 
@@ -7,12 +8,17 @@ use rayon::prelude::*;
 
 use super::{BLOCK_MULTIPLE as LANES, PagedRun, PagedShape};
 use crate::attention::AttentionShape;
+use crate::product::Shared;
 use crate::simd::{exp, max, sum, tanh, vectorised};
 
 /// Multiply-adds below which waking other threads costs more than it gives.
 const PARALLEL_WORK: usize = 1 << 17;
 /// Positions of a task: they share what is read of the cache.
 const POSITIONS: usize = 8;
+/// Tasks for each thread, so that none waits long for the last one.
+const TASKS_PER_THREAD: usize = 4;
+/// Scores that a task keeps, unless one kv head has more: they stay in the second-level cache.
+const SCORES: usize = 1 << 16;
 /// Sums that are formed at a time: as many as hide the time a multiply-add takes.
 const SUMS: usize = 4;
 
@@ -66,7 +72,7 @@ struct Task<'a> {
     positions: Range<usize>,
     /// Row of `q` of the first of them.
     row: usize,
-    kv_head: usize,
+    kv_heads: Range<usize>,
 }
 
 pub(super) fn attend(
@@ -81,7 +87,10 @@ pub(super) fn attend(
         head_size,
         ..
     } = view.shape;
-    let width = heads / kv_heads * head_size;
+    let group = heads / kv_heads;
+    let width = group * head_size;
+    let pieces: usize = runs.iter().map(|run| run.tokens.div_ceil(POSITIONS)).sum();
+    let wanted = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(pieces.max(1));
     let mut tasks = Vec::new();
     let (mut row, mut work) = (0, 0);
     for run in runs {
@@ -89,122 +98,102 @@ pub(super) fn attend(
         for start in (run.start..end).step_by(POSITIONS) {
             let positions = start..end.min(start + POSITIONS);
             work += positions.len() * positions.end * heads * head_size;
-            for kv_head in 0..kv_heads {
+            let scores = positions.len() * group * positions.end;
+            let together = (kv_heads / wanted).min(SCORES / scores).max(1);
+            for first in (0..kv_heads).step_by(together) {
                 tasks.push(Task {
                     run,
                     positions: positions.clone(),
                     row,
-                    kv_head,
+                    kv_heads: first..kv_heads.min(first + together),
                 });
             }
             row += positions.len();
         }
     }
 
+    let mut out = vec![0.0; q.len()];
+    let target = Shared(out.as_mut_ptr());
     let solve = |task: &Task| {
-        // `[positions, query heads of the kv head, head_size]`
-        let mut part = Vec::with_capacity(task.positions.len() * width);
-        for row in task.row..task.row + task.positions.len() {
-            part.extend_from_slice(&q[(row * kv_heads + task.kv_head) * width..][..width]);
+        // `[kv heads, positions, query heads of the kv head, head_size]`
+        let mut part = Vec::with_capacity(task.kv_heads.len() * task.positions.len() * width);
+        let places = || {
+            let rows = task.row..task.row + task.positions.len();
+            let heads = task.kv_heads.clone();
+            heads.flat_map(move |head| rows.clone().map(move |row| (row * kv_heads + head) * width))
+        };
+        for place in places() {
+            part.extend_from_slice(&q[place..place + width]);
         }
-        let mut out = vec![0.0; part.len()];
+        let mut attended = vec![0.0; part.len()];
         heads_of_a_task(
             &part,
             task.run.blocks,
-            task.kv_head,
+            task.kv_heads.clone(),
             task.positions.clone(),
             view,
             shape,
-            &mut out,
+            &mut attended,
         );
-        out
-    };
-    let parts: Vec<Vec<f32>> = if work < PARALLEL_WORK {
-        tasks.iter().map(solve).collect()
-    } else {
-        tasks.par_iter().map(solve).collect()
-    };
-    let mut out = vec![0.0; q.len()];
-    for (task, part) in tasks.iter().zip(parts) {
-        for (row, part) in (task.row..).zip(part.chunks_exact(width)) {
-            out[(row * kv_heads + task.kv_head) * width..][..width].copy_from_slice(part);
+        for (place, attended) in places().zip(attended.chunks_exact(width)) {
+            // SAFETY: `out` is as long as `q`, and no other task has these rows and heads.
+            let out = unsafe { std::slice::from_raw_parts_mut(target.at(place), width) };
+            out.copy_from_slice(attended);
         }
+    };
+    if work < PARALLEL_WORK {
+        tasks.iter().for_each(solve);
+    } else {
+        tasks.par_iter().for_each(solve);
     }
     out
 }
 
 vectorised! {
-    /// `q` and `out`: `[positions, query heads of the kv head, head_size]`.
+    /// `q` and `out`: `[kv heads, positions, query heads of the kv head, head_size]`; `out` holds zeros.
     fn heads_of_a_task(
         q: &[f32],
         blocks: &[u32],
-        kv_head: usize,
+        kv_heads: Range<usize>,
         positions: Range<usize>,
         view: View<'_>,
         shape: AttentionShape,
         out: &mut [f32],
     ) {
-        let PagedShape { block_size, kv_heads, head_size, .. } = view.shape;
-        let group = q.len() / (positions.len() * head_size);
+        let PagedShape { block_size, head_size, .. } = view.shape;
+        // Of one kv head.
+        let rows = q.len() / (kv_heads.len() * head_size);
+        let group = rows / positions.len();
         let reach = |position: usize| shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
         // Keys are looked at in whole lots of LANES; lots that nobody sees are left out.
         let lots = reach(positions.start) / LANES..positions.end.div_ceil(LANES);
         let first = lots.start * LANES;
         let length = lots.len() * LANES;
-        let place = |lot: usize| {
+        let place = |lot: usize, head: usize| {
             let position = lot * LANES;
             let block = blocks[position / block_size] as usize;
             (
-                (block * kv_heads + kv_head) * block_size * head_size,
+                (block * view.shape.kv_heads + head) * block_size * head_size,
                 position % block_size,
             )
         };
 
-        // scores[row][key - first] of all rows; in lots, so that a lot's keys are read once for all rows.
-        let rows = q.len() / head_size;
-        let mut scores = vec![0.0f32; rows * length];
+        // scores[head][row][key - first]; in lots, so that a lot's keys are read once for all rows.
+        let mut scores = vec![0.0f32; kv_heads.len() * rows * length];
         for (number, lot) in lots.clone().enumerate() {
-            let (start, offset) = place(lot);
-            let keys = &view.keys[start + offset..start + block_size * head_size];
-            let mut row = 0;
-            while row < rows {
-                // Past the last row, the first one once more.
-                let mut taken = [row; SUMS];
-                for (i, taken) in taken.iter_mut().enumerate() {
-                    *taken = if row + i < rows { row + i } else { row };
-                }
-                let mut sums = [[0.0f32; LANES]; SUMS];
-                if row + 1 < rows {
-                    for d in 0..head_size {
-                        let key = &keys[d * block_size..d * block_size + LANES];
-                        for (sums, row) in sums.iter_mut().zip(taken) {
-                            let number = q[row * head_size + d];
-                            for (sum, &key) in sums.iter_mut().zip(key) {
-                                *sum = number.mul_add(key, *sum);
-                            }
-                        }
-                    }
-                } else {
-                    for d in 0..head_size {
-                        let key = &keys[d * block_size..d * block_size + LANES];
-                        let number = q[row * head_size + d];
-                        for (sum, &key) in sums[0].iter_mut().zip(key) {
-                            *sum = number.mul_add(key, *sum);
-                        }
-                    }
-                }
-                for (row, sums) in (row..rows).zip(&sums) {
-                    let target = row * length + number * LANES;
-                    scores[target..target + LANES].copy_from_slice(sums);
-                }
-                row += SUMS;
+            for (index, head) in kv_heads.clone().enumerate() {
+                let (start, offset) = place(lot, head);
+                let keys = &view.keys[start + offset..start + block_size * head_size];
+                let q = &q[index * rows * head_size..][..rows * head_size];
+                let scores = &mut scores[index * rows * length..][..rows * length];
+                score(q, keys, block_size, head_size, number, scores);
             }
         }
 
-        for row in 0..rows {
-            let position = positions.start + row / group;
-            let visible = reach(position)..position + 1;
-            let weights = &mut scores[row * length..][..length][visible.start - first..visible.end - first];
+        let mut totals = vec![0.0f32; kv_heads.len() * rows];
+        for (row, (scores, total)) in scores.chunks_exact_mut(length).zip(&mut totals).enumerate() {
+            let position = positions.start + row % rows / group;
+            let weights = &mut scores[reach(position) - first..position + 1 - first];
             for weight in weights.iter_mut() {
                 *weight *= shape.scale;
             }
@@ -217,22 +206,28 @@ vectorised! {
             for weight in weights.iter_mut() {
                 *weight = exp(*weight - largest);
             }
-            let total = sum(weights);
+            *total = sum(weights);
+        }
 
-            let out = &mut out[row * head_size..][..head_size];
-            let mut column = 0;
-            while column < head_size {
-                if head_size - column >= SUMS * LANES {
-                    weigh::<{ SUMS * LANES }>(weights, &visible, column, view, &place, out);
-                    column += SUMS * LANES;
-                } else if head_size - column >= LANES {
-                    weigh::<LANES>(weights, &visible, column, view, &place, out);
-                    column += LANES;
-                } else {
-                    weigh::<1>(weights, &visible, column, view, &place, out);
-                    column += 1;
+        for lot in lots {
+            for (index, head) in kv_heads.clone().enumerate() {
+                let (start, offset) = place(lot, head);
+                let values = &view.values[start + offset * head_size..][..LANES * head_size];
+                for row in 0..rows {
+                    let position = positions.start + row / group;
+                    let from = reach(position).max(lot * LANES);
+                    let end = (position + 1).min((lot + 1) * LANES);
+                    if from >= end {
+                        continue;
+                    }
+                    let row = index * rows + row;
+                    let weights = &scores[row * length + from - first..][..end - from];
+                    let values = &values[(from - lot * LANES) * head_size..];
+                    weigh(weights, values, &mut out[row * head_size..][..head_size]);
                 }
             }
+        }
+        for (out, total) in out.chunks_exact_mut(head_size).zip(totals) {
             for out in out {
                 *out /= total;
             }
@@ -240,32 +235,91 @@ vectorised! {
     }
 }
 
-/// `out[column..column + WIDTH] = Σ weight · value` over the visible positions, in their order.
+/// The scores of lot `number` for all rows of `q` that share its keys, `[head_size, block_size]`.
 #[inline(always)]
-fn weigh<const WIDTH: usize>(
-    weights: &[f32],
-    visible: &Range<usize>,
-    column: usize,
-    view: View<'_>,
-    place: &impl Fn(usize) -> (usize, usize),
-    out: &mut [f32],
+fn score(
+    q: &[f32],
+    keys: &[f32],
+    block_size: usize,
+    head_size: usize,
+    number: usize,
+    scores: &mut [f32],
 ) {
-    let size = view.shape.head_size;
-    let mut sums = [0.0f32; WIDTH];
-    let mut position = visible.start;
-    while position < visible.end {
-        let lot = position / LANES;
-        let end = visible.end.min((lot + 1) * LANES);
-        let (start, offset) = place(lot);
-        let values = &view.values[start..][..view.shape.block_size * size];
-        for j in position..end {
-            let weight = weights[j - visible.start];
-            let value = &values[(offset + j - lot * LANES) * size + column..][..WIDTH];
-            for i in 0..WIDTH {
-                sums[i] = weight.mul_add(value[i], sums[i]);
+    let rows = q.len() / head_size;
+    let length = scores.len() / rows;
+    let mut row = 0;
+    while row < rows {
+        // Past the last row, the first one once more.
+        let mut taken = [row; SUMS];
+        for (i, taken) in taken.iter_mut().enumerate() {
+            *taken = if row + i < rows { row + i } else { row };
+        }
+        let mut sums = [[0.0f32; LANES]; SUMS];
+        if row + 1 < rows {
+            for d in 0..head_size {
+                let key = &keys[d * block_size..d * block_size + LANES];
+                for (sums, row) in sums.iter_mut().zip(taken) {
+                    let number = q[row * head_size + d];
+                    for (sum, &key) in sums.iter_mut().zip(key) {
+                        *sum = number.mul_add(key, *sum);
+                    }
+                }
+            }
+        } else {
+            for d in 0..head_size {
+                let key = &keys[d * block_size..d * block_size + LANES];
+                let number = q[row * head_size + d];
+                for (sum, &key) in sums[0].iter_mut().zip(key) {
+                    *sum = number.mul_add(key, *sum);
+                }
             }
         }
-        position = end;
+        for (row, sums) in (row..rows).zip(&sums) {
+            let target = row * length + number * LANES;
+            scores[target..target + LANES].copy_from_slice(sums);
+        }
+        row += SUMS;
     }
-    out[column..column + WIDTH].copy_from_slice(&sums);
+}
+
+/// `out += Σ weight · value`, in the order of the positions; `values`: `[positions, head_size]` or more.
+#[inline(always)]
+fn weigh(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    let mut column = 0;
+    while out.len() - column >= 4 * LANES {
+        weigh_columns::<{ 4 * LANES }>(weights, values, column, out);
+        column += 4 * LANES;
+    }
+    if out.len() - column >= 3 * LANES {
+        weigh_columns::<{ 3 * LANES }>(weights, values, column, out);
+        column += 3 * LANES;
+    }
+    while out.len() - column >= LANES {
+        weigh_columns::<LANES>(weights, values, column, out);
+        column += LANES;
+    }
+    while column < out.len() {
+        weigh_columns::<1>(weights, values, column, out);
+        column += 1;
+    }
+}
+
+#[inline(always)]
+fn weigh_columns<const WIDTH: usize>(
+    weights: &[f32],
+    values: &[f32],
+    column: usize,
+    out: &mut [f32],
+) {
+    let size = out.len();
+    let out = &mut out[column..column + WIDTH];
+    let mut sums = [0.0f32; WIDTH];
+    sums.copy_from_slice(out);
+    for (&weight, value) in weights.iter().zip(values.chunks_exact(size)) {
+        let value = &value[column..column + WIDTH];
+        for i in 0..WIDTH {
+            sums[i] = weight.mul_add(value[i], sums[i]);
+        }
+    }
+    out.copy_from_slice(&sums);
 }
