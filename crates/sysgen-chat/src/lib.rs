@@ -1,7 +1,8 @@
 //! A conversation becomes token ids and the mask of what is learnt, by the model's own tokenizer and chat template.
-//! How conversations are made, packed or trained on is left to the other crates.
+//! Encoders, which read plain text, have [`EncoderTokenizer`]. How conversations are made, packed or trained on is left to the other crates.
 
 mod chat;
+mod encoder_tokenizer;
 mod jinja;
 mod markup;
 mod policy;
@@ -10,6 +11,7 @@ mod template;
 mod tokenizer;
 
 pub use chat::Chat;
+pub use encoder_tokenizer::{EncodedText, EncoderTokenizer};
 pub use policy::ChatOptions;
 pub use render::Rendered;
 pub use template::{SpecialTokens, Template, TemplateError};

@@ -118,6 +118,15 @@ impl Tokenizer {
         encoding.get_ids().to_vec()
     }
 
+    /// The ids of a text with the special tokens that the post-processor of `tokenizer.json` puts around it.
+    pub(crate) fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
+        let encoding = self
+            .inner
+            .encode_fast(text, true)
+            .expect("load() checked that unknown text can be encoded");
+        encoding.get_ids().to_vec()
+    }
+
     /// Puts BOS first where the tokenizer wants it and the template has not written it: the only place that adds BOS.
     /// Two of them (a template that writes it twice) are an error.
     pub fn with_bos(&self, mut ids: Vec<u32>) -> Result<Vec<u32>> {

@@ -1,7 +1,8 @@
 //! The four phases of SysGen over a data set, resumable: `draft` a tagged system message, `filter` it,
 //! `verify` its phrases, `respond` under it. Reads many formats, writes `<output_dir>/data/`.
 //!
-//! How text becomes tokens is left to `sysgen-chat`, decoding to `sysgen-infer`; only `local` knows them; `openai` knows an endpoint instead.
+//! How text becomes tokens is left to `sysgen-chat`, decoding to `sysgen-infer`; only `local` knows them; `openai` knows an
+//! endpoint instead, and `stats::bert_score` an encoder.
 
 pub mod input;
 

@@ -1,6 +1,7 @@
 //! A finished data set, read back: its lines in chunks, in file order, parsed on all cores. What they
 //! add up to is left to `stats`, `export` and `report`.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,8 @@ pub struct DataSet {
     pub path: PathBuf,
     /// Absent when the run is not complete, or when the file is not the one the manifest describes.
     pub(crate) manifest: Option<Manifest>,
+    /// Whether damaged lines were told of; some readers go through the file twice.
+    warned: Cell<bool>,
 }
 
 impl DataSet {
@@ -63,6 +66,7 @@ impl DataSet {
         Ok(DataSet {
             path: found.clone(),
             manifest,
+            warned: Cell::new(false),
         })
     }
 
@@ -139,7 +143,7 @@ impl DataSet {
                 self.path.display()
             );
         }
-        if damaged.count > 0 {
+        if damaged.count > 0 && !self.warned.replace(true) {
             tracing::warn!(
                 "{}: {} damaged lines are left out ({damaged})",
                 self.path.display(),

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use sysgen_core::{RunConfig, tell};
 use sysgen_data::export::{Format, export};
 use sysgen_data::open::DataSet;
 use sysgen_data::report::report;
-use sysgen_data::stats::statistics;
+use sysgen_data::stats::bert_score::BertScorer;
+use sysgen_data::stats::{Options, statistics};
+use sysgen_model::device;
 
 /// Which data set is meant.
 #[derive(Args)]
@@ -47,12 +49,43 @@ pub(crate) struct StatsArguments {
     /// Compares stems in ROUGE, as `RougeScorer(use_stemmer=True)`.
     #[arg(long)]
     stemmer: bool,
+    /// Also takes BERTScore, by the encoder in this folder (BERT, RoBERTa or XLM-RoBERTa in Hugging Face format).
+    #[arg(long, value_name = "DIR")]
+    bertscore: Option<PathBuf>,
+    /// The layer that is compared, 0 is the embeddings; without it the one of the bert-score package (17 of
+    /// roberta-large's 24).
+    #[arg(long, value_name = "N", requires = "bertscore")]
+    bertscore_layer: Option<usize>,
+    /// Takes BERTScore of this many pairs of answers, spread evenly over the data set, instead of all.
+    #[arg(long, value_name = "N", requires = "bertscore", value_parser = clap::value_parser!(u64).range(1..))]
+    bertscore_pairs: Option<u64>,
+    /// Where the encoder runs: auto, cpu, cuda or cuda:1.
+    #[arg(long, default_value = "auto", requires = "bertscore")]
+    device: String,
+}
+
+impl StatsArguments {
+    fn bert_scorer(&self) -> Result<Option<BertScorer>> {
+        let Some(directory) = &self.bertscore else {
+            return Ok(None);
+        };
+        let device = device(&self.device)?;
+        let scorer = BertScorer::load(directory, self.bertscore_layer, &device);
+        scorer.context("--bertscore").map(Some)
+    }
 }
 
 /// `sysgen-data stats`.
 pub(crate) fn stats(arguments: &StatsArguments) -> Result<()> {
     let (data_set, config) = arguments.which.open()?;
-    let statistics = statistics(&data_set, config.as_ref(), arguments.stemmer)?;
+    let scorer = arguments.bert_scorer()?;
+    let options = Options {
+        config: config.as_ref(),
+        stemmer: arguments.stemmer,
+        bert_scorer: scorer.as_ref(),
+        bert_score_pairs: arguments.bertscore_pairs.map(|pairs| pairs as usize),
+    };
+    let statistics = statistics(&data_set, options)?;
     if arguments.json {
         tell(serde_json::to_string_pretty(&statistics)?);
     } else {

@@ -108,7 +108,8 @@ impl Progress {
     }
 }
 
-fn duration(seconds: f64) -> String {
+/// For a person: `40 s`, `3 min 5 s`, `2 h 10 min`.
+pub(crate) fn duration(seconds: f64) -> String {
     let seconds = seconds as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s} s"),

@@ -16,7 +16,7 @@ use sysgen_core::files::write_atomically;
 use crate::open::DataSet;
 use crate::report::index::Index;
 use crate::report::pack::{Packer, embedded, packed};
-use crate::stats::{Statistics, statistics};
+use crate::stats::{Options, Statistics, statistics};
 use crate::tag::Tag;
 use crate::throughput;
 
@@ -52,7 +52,7 @@ pub fn report(data_set: &DataSet, output: &Path) -> Result<Reported> {
     if output.is_dir() {
         bail!("--output {} is a folder; name a file", output.display());
     }
-    let statistics = statistics(data_set, None, false)?;
+    let statistics = statistics(data_set, Options::default())?;
     let mut index = Index::default();
     let mut failure = None;
     let written = write_atomically(output, |file| {

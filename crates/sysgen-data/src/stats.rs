@@ -6,7 +6,9 @@
 //! * ROUGE is `rouge_score`'s F, without its stemmer unless asked for; the paper says no more.
 //! * GLEU is given over words and over characters, each as the mean of rows and over the whole corpus;
 //!   which of them the paper prints is not said, and its values suggest characters.
-//! * BERTScore and BLEURT are left out: each needs a model of its own.
+//! * BERTScore needs an encoder, which a person names. The paper's values, 81 to 86, are those of `roberta-large`'s 17th layer
+//!   without rescaling.
+//! * BLEURT is left out: it is a learned model of its own.
 //! * Lengths are characters, as the sizes in the paper's Table 8 suggest.
 //! * Table 6 counts rows that have a tag, not phrases. The paper's counts are those after phase 4.
 //! * Table 8 counts question-answer pairs of the source files where the config names them; with only a
@@ -15,6 +17,7 @@
 //!   set. The paper does not say what its percentages are of.
 
 mod answers;
+pub mod bert_score;
 pub mod gleu;
 mod ngrams;
 pub mod porter;
@@ -34,6 +37,8 @@ use crate::manifest::{Funnel, TagCounts, percent};
 use crate::open::DataSet;
 use crate::tag::Tag;
 use crate::verify::Label;
+
+use bert_score::BertScorer;
 
 pub use answers::{AnswerStatistics, GleuStatistics};
 pub use sources::SourceStatistics;
@@ -79,15 +84,24 @@ pub struct Removed {
     pub none_percent: f64,
 }
 
-/// Computes the tables. With `config`, Table 8 is about the files that it names.
+/// What the tables are made with.
+#[derive(Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// With it, Table 8 is about the files that it names.
+    pub config: Option<&'a RunConfig>,
+    /// ROUGE compares stems.
+    pub stemmer: bool,
+    /// With it, Table 1 has BERTScore.
+    pub bert_scorer: Option<&'a BertScorer>,
+    /// Pairs of answers that BERTScore is taken of, spread evenly; all without it.
+    pub bert_score_pairs: Option<usize>,
+}
+
+/// Computes the tables.
 ///
 /// # Errors
 /// A data set or source file that cannot be read.
-pub fn statistics(
-    data_set: &DataSet,
-    config: Option<&RunConfig>,
-    stemmer: bool,
-) -> Result<Statistics> {
+pub fn statistics(data_set: &DataSet, options: Options<'_>) -> Result<Statistics> {
     let mut rows = 0;
     let mut answers = answers::Sums::default();
     let mut kept_rows = sources::Sums::default();
@@ -96,7 +110,7 @@ pub fn statistics(
     let mut verdicts: BTreeMap<String, BTreeMap<Tag, TagCounts>> = BTreeMap::new();
     let damaged = data_set.for_each_chunk(|lines| {
         rows += lines.len();
-        answers.add(&lines, stemmer);
+        answers.add(&lines, options.stemmer);
         for line in &lines {
             kept_rows.add_line(line);
             count_tags(line, &mut tags);
@@ -107,7 +121,12 @@ pub fn statistics(
         }
         Ok(())
     })?;
-    let sources = match config {
+    let mut answers = answers.finish();
+    if let (Some(answers), Some(scorer)) = (&mut answers, options.bert_scorer) {
+        let limit = options.bert_score_pairs;
+        answers.bert_score = bert_score::score_data_set(data_set, scorer, answers.pairs, limit)?;
+    }
+    let sources = match options.config {
         Some(config) => Sources {
             of: "source files",
             by_source: sources::of_files(&config.data)?.finish(),
@@ -121,7 +140,7 @@ pub fn statistics(
         dataset: data_set.path.display().to_string(),
         rows,
         damaged,
-        answers: answers.finish(),
+        answers,
         funnel: data_set
             .manifest
             .as_ref()

@@ -1,6 +1,6 @@
-//! What 100,000 rows cost beside the model: reading, rendering, queueing, logging. Run by hand:
+//! What 100,000 rows cost beside the model: reading, rendering, queueing, logging. Run by hand, one at a time:
 //!
-//!     cargo test --release -p sysgen-data --test measure -- --ignored --nocapture
+//!     cargo test --workspace --test measure -- --ignored --nocapture --test-threads 1 rows_
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;
@@ -14,6 +14,10 @@ use sysgen_core::RunConfig;
 use sysgen_core::measure::peak_rss_mib;
 use sysgen_data::generator::{Generator, Judged, Judgement, OnDone, Outcome, Prompt, Reply};
 use sysgen_data::{ModelIdentity, run_with};
+
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: sysgen_core::allocator::MiMalloc = sysgen_core::allocator::MiMalloc;
 
 const ROWS: usize = 100_000;
 
@@ -54,7 +58,18 @@ impl Generator for Silent {
 
 #[test]
 #[ignore = "a measurement, not a check"]
-fn rows_without_a_model() {
+fn rows_under_the_quickstarts_prompt() {
+    measure("configs/quickstart/draft.txt");
+}
+
+#[test]
+#[ignore = "a measurement, not a check"]
+fn rows_under_the_built_in_prompt() {
+    measure("");
+}
+
+fn measure(draft_prompt: &str) {
+    sysgen_core::allocator::keep_freed_memory();
     let source =
         std::fs::read_to_string(root().join("configs/quickstart/instructions.jsonl")).unwrap();
     let source: Vec<&str> = source.lines().collect();
@@ -72,6 +87,7 @@ fn rows_without_a_model() {
         format!("data.path={}", rows.display()),
         format!("output_dir={}", folder.path().join("out").display()),
         "generate.draft.retries=0".to_string(),
+        format!("generate.draft_prompt={draft_prompt:?}"),
     ];
     std::env::set_current_dir(root()).unwrap();
     let config = RunConfig::load(Path::new("configs/quickstart.toml"), &settings).unwrap();

@@ -217,7 +217,8 @@ impl Checkpoint {
         weights.all(|dtype| dtype == Some(first)).then_some(first)
     }
 
-    fn find(&self, name: &str) -> Option<(&Shard, &Stored)> {
+    /// A tensor and the file it is in.
+    pub(crate) fn find(&self, name: &str) -> Option<(&Shard, &Stored)> {
         let &(s, t) = self.places.get(name)?;
         Some((&self.shards[s], &self.shards[s].tensors[t]))
     }

@@ -1,7 +1,8 @@
 //! Decoder language models: token ids become hidden states and logits, Hugging Face safetensors come in and go out.
 //!
 //! One decoder serves Llama 2 and 3, Solar, Qwen2.5, Phi-3 and Phi-4, Gemma-2, Mistral and Qwen3; what differs between
-//! them is data in [`ModelConfig`]. Knows nothing of text, tokenizers, sampling or training.
+//! them is data in [`ModelConfig`]. Beside it
+//! stands the [`Encoder`], whose hidden states BERTScore compares. Knows nothing of text, tokenizers, sampling or training.
 
 mod adapter_file;
 mod adapters;
@@ -13,6 +14,7 @@ mod config;
 mod cuda;
 mod decoder;
 mod device;
+mod encoder;
 mod ids;
 mod layer;
 mod memory;
@@ -34,6 +36,7 @@ pub use config::{Activation, Biases, Family, ModelConfig, SUPPORTED, StoredDtype
 pub use cuda::{Need, cuda_needs};
 pub use decoder::Decoder;
 pub use device::{device, device_name, device_names};
+pub use encoder::{Encoder, EncoderConfig, EncoderFamily, SUPPORTED_ENCODERS};
 pub use ids::{Ids, read_ids};
 pub use memory::{OutOfMemory, catch_out_of_memory, doing, out_of_memory};
 pub use names::parameter_shapes;

@@ -1,7 +1,7 @@
 //! Renderings made by Python's jinja2 under transformers' settings; every file of the folder is a case.
 
 use serde_json::Value;
-use sysgen_chat::{SpecialTokens, Template, TemplateError};
+use sysgen_chat::{EncoderTokenizer, SpecialTokens, Template, TemplateError};
 
 use crate::fixtures::{external, gemma};
 use sysgen_core::Message;
@@ -142,4 +142,33 @@ fn golden_gemma_with_its_own_system_turn_renders_as_the_edited_template() {
         }
     }
     assert!(equal > 0);
+}
+
+#[test]
+fn golden_encoder_texts_have_the_ids_of_the_bert_score_package() {
+    let repository =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/encoder");
+    for (name, positions) in [("bert", 40), ("roberta", 38)] {
+        let folder = repository.join(name);
+        let text = std::fs::read_to_string(folder.join("reference.json")).unwrap();
+        let reference: Value = serde_json::from_str(&text).unwrap();
+        let tokenizer = EncoderTokenizer::load(&folder, positions, name == "roberta").unwrap();
+        assert_eq!(
+            tokenizer.max_length() as u64,
+            reference["max_length"].as_u64().unwrap()
+        );
+        let texts = reference["pairs"].as_array().unwrap().iter();
+        let ids = reference["ids"].as_array().unwrap().iter();
+        let mut cut = 0;
+        for (text, ids) in texts.zip(ids).flat_map(|(texts, ids)| {
+            let texts = texts.as_array().unwrap().iter();
+            texts.zip(ids.as_array().unwrap())
+        }) {
+            let ids: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
+            let encoded = tokenizer.encode(text.as_str().unwrap());
+            assert_eq!(encoded.ids, ids, "{name}: {text}");
+            cut += u64::from(encoded.is_cut);
+        }
+        assert_eq!(cut, reference["cut_texts"].as_u64().unwrap());
+    }
 }

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::dataset::{AnswerPair, Line};
+use crate::stats::bert_score::BertScoreStatistics;
 use crate::stats::gleu::{Gleu, gleu_characters, gleu_words, words};
 use crate::stats::rouge::{Rouge, Score, rouge};
 
@@ -24,6 +25,8 @@ pub struct AnswerStatistics {
     /// The same, line by line.
     #[serde(rename = "rougeLsum")]
     pub rouge_lsum: Score,
+    /// Alike by an encoder's hidden states; none where no encoder was named.
+    pub bert_score: Option<BertScoreStatistics>,
     /// GLEU over words.
     pub gleu_words: GleuStatistics,
     /// GLEU over characters.
@@ -134,6 +137,7 @@ impl Sums {
             rouge2,
             rouge_l,
             rouge_lsum,
+            bert_score: None,
             gleu_words: gleu(&self.gleu_words),
             gleu_characters: gleu(&self.gleu_characters),
             original_characters: self.characters[0] as f64 / pairs,

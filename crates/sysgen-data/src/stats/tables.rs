@@ -3,6 +3,8 @@
 use std::fmt;
 
 use crate::manifest::percent;
+use crate::stats::bert_score::BertScoreStatistics;
+use crate::stats::rouge::Score;
 use crate::stats::{AnswerStatistics, Statistics};
 use crate::tag::Tag;
 use crate::verify::Label;
@@ -11,7 +13,12 @@ impl fmt::Display for Statistics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {} rows", self.dataset, self.rows)?;
         match &self.answers {
-            Some(answers) => write!(f, "\n{}", answers_table(answers))?,
+            Some(answers) => {
+                write!(f, "\n{}", answers_table(answers))?;
+                if let Some(column) = &answers.bert_score {
+                    writeln!(f, "{}", bert_score_line(column, answers.pairs))?;
+                }
+            }
             None => writeln!(
                 f,
                 "\nNew answers against original ones (Table 1): no answer was written anew"
@@ -93,64 +100,72 @@ fn answers_table(answers: &AnswerStatistics) -> Table {
         "New answers against original ones, {} pairs{stemmed} (Table 1)",
         answers.pairs
     );
-    let columns = [
-        "",
-        "ROUGE-1",
-        "ROUGE-2",
-        "ROUGE-L",
-        "ROUGE-Lsum",
-        "GLEU words",
-        "GLEU characters",
-        "length ratio",
+    let scores = [
+        ("ROUGE-1", Some(answers.rouge1)),
+        ("ROUGE-2", Some(answers.rouge2)),
+        ("ROUGE-L", Some(answers.rouge_l)),
+        ("ROUGE-Lsum", Some(answers.rouge_lsum)),
+        (
+            "BERTScore",
+            answers.bert_score.as_ref().map(|column| column.score),
+        ),
     ];
-    let mut table = Table::new(&title, &columns);
-    let AnswerStatistics {
-        rouge1,
-        rouge2,
-        rouge_l,
-        rouge_lsum,
-        ..
-    } = answers;
-    let rouge = [rouge1, rouge2, rouge_l, rouge_lsum];
-    let [words, characters] = [answers.gleu_words, answers.gleu_characters];
+    let mut columns: Vec<[String; 5]> = Vec::new();
+    for (name, score) in scores {
+        if let Some(Score {
+            precision,
+            recall,
+            f,
+        }) = score
+        {
+            let [f, precision, recall] = [f, precision, recall].map(two);
+            columns.push([name.to_string(), f, precision, recall, String::new()]);
+        }
+    }
     let blank = String::new;
-    table.row(
-        [
-            vec!["F, mean of rows".to_string()],
-            rouge.map(|score| two(score.f)).to_vec(),
-            vec![
-                two(words.mean),
-                two(characters.mean),
-                two(answers.length_ratio),
-            ],
-        ]
-        .concat(),
-    );
-    table.row(
-        [
-            vec!["precision".to_string()],
-            rouge.map(|score| two(score.precision)).to_vec(),
-            vec![blank(); 3],
-        ]
-        .concat(),
-    );
-    table.row(
-        [
-            vec!["recall".to_string()],
-            rouge.map(|score| two(score.recall)).to_vec(),
-            vec![blank(); 3],
-        ]
-        .concat(),
-    );
-    table.row(
-        [
-            vec!["whole corpus".to_string()],
-            vec![blank(); 4],
-            vec![two(words.corpus), two(characters.corpus), blank()],
-        ]
-        .concat(),
-    );
+    for (name, gleu) in [
+        ("GLEU words", answers.gleu_words),
+        ("GLEU characters", answers.gleu_characters),
+    ] {
+        let [mean, corpus] = [gleu.mean, gleu.corpus].map(two);
+        columns.push([name.to_string(), mean, blank(), blank(), corpus]);
+    }
+    let ratio = two(answers.length_ratio);
+    columns.push(["length ratio".to_string(), ratio, blank(), blank(), blank()]);
+    let rows = ["", "F, mean of rows", "precision", "recall", "whole corpus"];
+    let row = |i: usize| {
+        let cells = columns.iter().map(move |column| column[i].clone());
+        std::iter::once(rows[i].to_string()).chain(cells)
+    };
+    let mut table = Table {
+        title,
+        rows: vec![row(0).collect()],
+    };
+    for i in 1..rows.len() {
+        table.row(row(i));
+    }
     table
+}
+
+fn bert_score_line(column: &BertScoreStatistics, pairs: usize) -> String {
+    let BertScoreStatistics {
+        model,
+        layer,
+        max_length,
+        cut_texts,
+        ..
+    } = column;
+    let mut line = format!("  BERTScore: {model}, layer {layer}, no idf, no rescaling");
+    if column.pairs < pairs {
+        line.push_str(&format!("; {} of {pairs} pairs", column.pairs));
+    }
+    if *cut_texts > 0 {
+        line.push_str(&format!(
+            "; {cut_texts} of {} answers are longer than its {max_length} tokens and were cut",
+            2 * column.pairs
+        ));
+    }
+    line
 }
 
 fn two(value: f64) -> String {

@@ -1,11 +1,14 @@
-//! ROUGE, GLEU and stems against Python's `rouge_score` and `nltk` (`tests/golden/make/gen_metrics.py`).
+//! ROUGE, GLEU and stems against Python's `rouge_score` and `nltk` (`tests/golden/make/gen_metrics.py`), BERTScore against
+//! `bert-score` (`gen_encoder.py`).
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sysgen_data::stats::bert_score::BertScorer;
 use sysgen_data::stats::gleu::{Gleu, gleu_characters, gleu_words};
 use sysgen_data::stats::porter::stem;
 use sysgen_data::stats::rouge::{Rouge, Score, rouge, tokens};
+use sysgen_model::Device;
 
 /// Largest absolute difference of a score.
 const SCORE: f64 = 1e-9;
@@ -167,4 +170,56 @@ fn golden_stems_are_those_of_nltk() {
         .map(|(word, expected)| format!("{word}: {}, expected {expected}", stem(word)))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("; "));
+}
+
+/// P, R and F of BERTScore, largest absolute difference.
+const BERT_SCORE: f64 = 1e-6;
+
+fn encoders() -> Vec<PathBuf> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let root = std::env::var_os("SYSGEN_GOLDEN").map_or(repository.clone(), PathBuf::from);
+    // Reference folders made before there were encoders have none.
+    let folder = [root, repository]
+        .map(|root| root.join("encoder"))
+        .into_iter()
+        .find(|folder| folder.is_dir())
+        .unwrap();
+    let entries = std::fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+#[test]
+fn golden_bert_score_is_that_of_the_bert_score_package_at_every_layer() {
+    for folder in encoders() {
+        let text = std::fs::read_to_string(folder.join("reference.json")).unwrap();
+        let reference: Value = serde_json::from_str(&text).unwrap();
+        let pairs: Vec<(String, String)> =
+            serde_json::from_value(reference["pairs"].clone()).unwrap();
+        let pairs: Vec<(&str, &str)> = pairs.iter().map(|(a, b)| (&**a, &**b)).collect();
+        for (layer, expected) in reference["scores"].as_object().unwrap() {
+            let layer: usize = layer.parse().unwrap();
+            let scorer = BertScorer::load(&folder, Some(layer), &Device::flex()).unwrap();
+            let ours = scorer.scores(&pairs);
+            assert_eq!(
+                ours.cut_texts as u64,
+                reference["cut_texts"].as_u64().unwrap()
+            );
+            for (pair, (score, expected)) in ours
+                .scores
+                .iter()
+                .zip(expected.as_array().unwrap())
+                .enumerate()
+            {
+                let ours = [score.precision, score.recall, score.f];
+                for (ours, expected) in ours.iter().zip(expected.as_array().unwrap()) {
+                    let expected = expected.as_f64().unwrap();
+                    assert!(
+                        (ours - expected).abs() <= BERT_SCORE,
+                        "{}, layer {layer}, pair {pair}: {ours}, expected {expected}",
+                        folder.display()
+                    );
+                }
+            }
+        }
+    }
 }

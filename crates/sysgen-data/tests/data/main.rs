@@ -1,6 +1,7 @@
 //! The data library from the outside: formats in, the four phases with a scripted model, bytes out.
 #![allow(clippy::unwrap_used)]
 
+mod bert_score;
 mod card;
 mod damage;
 mod endpoint;

@@ -1,11 +1,19 @@
 //! The tables, held against what a script counts in the same file.
 
 use serde_json::Value;
+use sysgen_core::RunConfig;
 use sysgen_data::open::DataSet;
-use sysgen_data::stats::statistics;
+use sysgen_data::stats::{Options, statistics};
 use sysgen_data::tag::Tag;
 
 use crate::scripted::{Bench, data_dir, run};
+
+fn with(config: &RunConfig) -> Options<'_> {
+    Options {
+        config: Some(config),
+        ..Options::default()
+    }
+}
 
 #[test]
 fn the_tables_count_what_the_files_hold() {
@@ -18,7 +26,7 @@ fn the_tables_count_what_the_files_hold() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let tables = statistics(&data_set, Some(&config), false).unwrap();
+    let tables = statistics(&data_set, with(&config)).unwrap();
     assert_eq!(tables.rows, lines.len());
 
     // Table 2.
@@ -51,7 +59,7 @@ fn the_tables_count_what_the_files_hold() {
         .sum();
     assert_eq!((source.instances, source.with_system), (8, 0));
     assert_eq!(source.question_characters, questions as f64 / 8.0);
-    let kept = statistics(&data_set, None, false).unwrap();
+    let kept = statistics(&data_set, Options::default()).unwrap();
     assert_eq!(kept.sources.by_source["rows.jsonl"].instances, 3);
 
     // Table 1: lengths by hand; the scores are held against Python in `golden`.
@@ -80,7 +88,11 @@ fn answers_that_stayed_are_not_compared_with_themselves() {
     let bench = Bench::new();
     let config = bench.config("out", &["generate.variant=original_answer"]);
     run(&config).unwrap();
-    let tables = statistics(&DataSet::open(&data_dir(&config)).unwrap(), None, false).unwrap();
+    let tables = statistics(
+        &DataSet::open(&data_dir(&config)).unwrap(),
+        Options::default(),
+    )
+    .unwrap();
     assert_eq!(tables.answers, None);
     assert!(tables.to_string().contains("no answer was written anew"));
 }
@@ -93,6 +105,6 @@ fn a_manifest_of_another_file_is_not_believed() {
     let path = data_dir(&config).join("dataset.jsonl");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.lines().next().unwrap()).unwrap();
-    let tables = statistics(&DataSet::open(&path).unwrap(), None, false).unwrap();
+    let tables = statistics(&DataSet::open(&path).unwrap(), Options::default()).unwrap();
     assert_eq!((tables.rows, tables.funnel), (1, None));
 }
