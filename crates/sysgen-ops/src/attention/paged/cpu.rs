@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{BLOCK_MULTIPLE as LANES, PagedRun, PagedShape};
@@ -19,8 +20,6 @@ const POSITIONS: usize = 8;
 const TASKS_PER_THREAD: usize = 4;
 /// Scores that a task keeps, unless one kv head has more: they stay in the second-level cache.
 const SCORES: usize = 1 << 16;
-/// Sums that are formed at a time: as many as hide the time a multiply-add takes.
-const SUMS: usize = 4;
 
 /// The cache as `attend` sees it.
 #[derive(Clone, Copy)]
@@ -181,13 +180,16 @@ vectorised! {
         // scores[head][row][key - first]; in lots, so that a lot's keys are read once for all rows.
         let mut scores = vec![0.0f32; kv_heads.len() * rows * length];
         for (number, lot) in lots.clone().enumerate() {
-            for (index, head) in kv_heads.clone().enumerate() {
-                let (start, offset) = place(lot, head);
-                let keys = &view.keys[start + offset..start + block_size * head_size];
-                let q = &q[index * rows * head_size..][..rows * head_size];
-                let scores = &mut scores[index * rows * length..][..rows * length];
-                score(q, keys, block_size, head_size, number, scores);
-            }
+            let (start, offset) = place(lot, kv_heads.start);
+            pulp::Arch::new().dispatch(Lot {
+                q,
+                keys: &view.keys[start + offset..],
+                heads: kv_heads.len(),
+                head_size,
+                block_size,
+                scores: &mut scores,
+                column: number * LANES,
+            });
         }
 
         let mut totals = vec![0.0f32; kv_heads.len() * rows];
@@ -235,50 +237,67 @@ vectorised! {
     }
 }
 
-/// The scores of lot `number` for all rows of `q` that share its keys, `[head_size, block_size]`.
-#[inline(always)]
-fn score(
-    q: &[f32],
-    keys: &[f32],
-    block_size: usize,
+/// The scores of one lot of keys.
+struct Lot<'a> {
+    /// `[kv heads, rows, head_size]`
+    q: &'a [f32],
+    /// Of the first kv head and the first of the keys; `[kv heads, head_size, block_size]` from there on.
+    keys: &'a [f32],
+    heads: usize,
     head_size: usize,
-    number: usize,
-    scores: &mut [f32],
-) {
-    let rows = q.len() / head_size;
-    let length = scores.len() / rows;
-    let mut row = 0;
-    while row < rows {
-        // Past the last row, the first one once more.
-        let mut taken = [row; SUMS];
-        for (i, taken) in taken.iter_mut().enumerate() {
-            *taken = if row + i < rows { row + i } else { row };
-        }
-        let mut sums = [[0.0f32; LANES]; SUMS];
-        if row + 1 < rows {
-            for d in 0..head_size {
-                let key = &keys[d * block_size..d * block_size + LANES];
-                for (sums, row) in sums.iter_mut().zip(taken) {
-                    let number = q[row * head_size + d];
-                    for (sum, &key) in sums.iter_mut().zip(key) {
-                        *sum = number.mul_add(key, *sum);
-                    }
-                }
-            }
-        } else {
-            for d in 0..head_size {
-                let key = &keys[d * block_size..d * block_size + LANES];
-                let number = q[row * head_size + d];
-                for (sum, &key) in sums[0].iter_mut().zip(key) {
-                    *sum = number.mul_add(key, *sum);
+    block_size: usize,
+    /// `[kv heads, rows, length]`
+    scores: &'a mut [f32],
+    /// Where the lot's scores begin in a row of them.
+    column: usize,
+}
+
+impl WithSimd for Lot<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let rows = self.q.len() / (self.heads * self.head_size);
+        for head in 0..self.heads {
+            // Four rows share what is loaded of the keys.
+            for row in (0..rows).step_by(4) {
+                let first = head * rows + row;
+                match rows - row {
+                    1 => self.rows::<S, 1>(simd, head, first),
+                    2 => self.rows::<S, 2>(simd, head, first),
+                    3 => self.rows::<S, 3>(simd, head, first),
+                    _ => self.rows::<S, 4>(simd, head, first),
                 }
             }
         }
-        for (row, sums) in (row..rows).zip(&sums) {
-            let target = row * length + number * LANES;
-            scores[target..target + LANES].copy_from_slice(sums);
+    }
+}
+
+impl Lot<'_> {
+    /// `M` rows of `q` from `first` on, which look at `head`.
+    #[inline(always)]
+    fn rows<S: Simd, const M: usize>(&mut self, simd: S, head: usize, first: usize) {
+        let lanes = S::F32_LANES;
+        let size = self.head_size;
+        let length = self.scores.len() / (self.q.len() / size);
+        let q = &self.q[first * size..(first + M) * size];
+        for lane in (0..LANES).step_by(lanes) {
+            let keys = &self.keys[head * size * self.block_size + lane..];
+            let mut sums = [simd.splat_f32s(0.0); M];
+            for (d, keys) in keys.chunks(self.block_size).take(size).enumerate() {
+                // SAFETY: a vector's numbers, and any bits are one.
+                let keys = unsafe { keys[..lanes].as_ptr().cast::<S::f32s>().read_unaligned() };
+                for (m, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add_f32s(simd.splat_f32s(q[m * size + d]), keys, *sum);
+                }
+            }
+            for (m, sum) in sums.into_iter().enumerate() {
+                let column = (first + m) * length + self.column + lane;
+                let scores = &mut self.scores[column..column + lanes];
+                // SAFETY: a vector's numbers.
+                unsafe { scores.as_mut_ptr().cast::<S::f32s>().write_unaligned(sum) };
+            }
         }
-        row += SUMS;
     }
 }
 
