@@ -11,6 +11,7 @@ mod cache;
 mod cached;
 mod checkpoint;
 mod config;
+mod copy;
 mod cuda;
 mod decoder;
 mod device;

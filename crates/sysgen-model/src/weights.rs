@@ -156,7 +156,7 @@ impl Weight {
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
     pub(crate) weight: LinearWeight,
-    bias: Option<Tensor<1>>,
+    pub(crate) bias: Option<Tensor<1>>,
     pub(crate) adapter: Option<Adapter>,
 }
 

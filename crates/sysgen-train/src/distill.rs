@@ -38,9 +38,9 @@ enum Source {
     /// A model of the student's tokenizer.
     Model(Box<Decoder>),
     /// A model of another tokenizer, and every row as it reads it.
-    Foreign(Box<Decoder>, HashMap<String, Aligned>),
+    Foreign(Box<Decoder>, Arc<HashMap<String, Aligned>>),
     /// The rows.
-    Stored(HashMap<String, TopK>),
+    Stored(Arc<HashMap<String, TopK>>),
 }
 
 /// How two vocabularies stand to each other.
@@ -145,7 +145,7 @@ pub fn distiller(
             "distilling from the probabilities stored with {} rows",
             stored.len()
         );
-        Source::Stored(stored)
+        Source::Stored(Arc::new(stored))
     } else {
         let options = ChatOptions {
             system_role: config.model.system_role,
@@ -175,7 +175,7 @@ pub fn distiller(
                     "sorted probabilities are compared (ULD) at {of} of {all} learnt tokens, where both texts have a boundary"
                 );
                 divergence = Divergence::Uld;
-                Source::Foreign(load()?, aligned)
+                Source::Foreign(load()?, Arc::new(aligned))
             }
         }
     };
@@ -210,6 +210,17 @@ impl Distiller {
             temperature,
             alpha,
         }
+    }
+
+    /// The same for a worker on `device`, with a teacher there.
+    pub(crate) fn to_device(&self, device: &Device) -> Distiller {
+        let there = |model: &Decoder| Box::new(model.to_device(device));
+        let source = match &self.source {
+            Source::Model(model) => Source::Model(there(model)),
+            Source::Foreign(model, rows) => Source::Foreign(there(model), rows.clone()),
+            Source::Stored(rows) => Source::Stored(rows.clone()),
+        };
+        Distiller { source, ..*self }
     }
 
     /// The losses of the supervised positions times `weight`, `[supervised]`: `alpha` of it the distance from the teacher,

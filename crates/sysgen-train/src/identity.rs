@@ -18,7 +18,10 @@ use crate::method;
 pub type Identity = BTreeMap<String, String>;
 
 /// Keys of `[train]` that do not change what is computed.
-const NEUTRAL: [&str; 14] = [
+const NEUTRAL: [&str; 16] = [
+    // What they make together is said: a run may go on with another number of devices.
+    "devices",
+    "gradient_accumulation_steps",
     "early_stopping_patience",
     "early_stopping_threshold",
     "load_best_model_at_end",
@@ -71,6 +74,10 @@ pub fn identity(
     if let Some(section) = &config.train
         && let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(section)
     {
+        say(
+            "micro-batches of a step",
+            section.micro_batches().to_string(),
+        );
         let adapter = section.method.has_adapter();
         for (key, value) in keys
             .iter()

@@ -36,3 +36,4 @@ pub mod tensorboard;
 pub mod trainer;
 pub mod variant;
 pub mod watch;
+pub mod workers;

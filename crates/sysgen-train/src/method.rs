@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sysgen_core::RunConfig;
 use sysgen_core::config::{ALL_LINEAR, ModelInit, Optim, TrainDtype, TrainMethod, TrainSection};
 use sysgen_core::hash::seed_from;
-use sysgen_model::{Decoder, Device, Lora, ModelConfig, Tokens, WeightDtype};
+use sysgen_model::{Decoder, Device, Lora, ModelConfig, Tokens, WeightDtype, device};
 
 /// Tokens whose logits are compared when an adapter is merged.
 const PROBE_TOKENS: usize = 64;
@@ -37,6 +37,21 @@ pub fn lora(train: &TrainSection, model: &ModelConfig) -> Result<Option<Lora>> {
     };
     lora.check(model).context("train.lora_target_modules")?;
     Ok(Some(lora))
+}
+
+/// The devices that train together; the first one has the optimizer.
+///
+/// # Errors
+/// One is not there.
+pub fn devices(config: &RunConfig) -> Result<Vec<Device>> {
+    let named = config.train.iter().flat_map(|train| &train.devices);
+    let named: Vec<Device> = named
+        .map(|name| device(&name.to_string()).context("train.devices"))
+        .collect::<Result<_>>()?;
+    if named.is_empty() {
+        return Ok(vec![device(&config.device.to_string())?]);
+    }
+    Ok(named)
 }
 
 /// Whether the device has what `[train]` asks for.

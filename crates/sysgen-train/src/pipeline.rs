@@ -9,7 +9,7 @@ use sysgen_core::config::{AdapterExport, ModelInit, TrainSection};
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::Message;
 use sysgen_core::{RunConfig, lock_output, tell};
-use sysgen_model::{Decoder, Device, WeightDtype, device, doing};
+use sysgen_model::{Decoder, Device, WeightDtype, device, device_name, doing};
 use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::distill;
@@ -43,6 +43,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
         return Ok(());
     }
     let device = device(&config.device.to_string())?;
+    let devices = method::devices(config)?;
     let mut summary = Summary::new(config)?;
     if config.generate.is_some() {
         // The teacher is gone when this returns: the student never shares the device with it.
@@ -61,7 +62,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
         let cache = config.output_dir.join("cache");
         let data = data::load(config, train, Some(&cache))?;
         data::pass(&data.check(config, train)?)?;
-        let Some(decoder) = self::train(config, train, &data, &device, &mut summary)? else {
+        let Some(decoder) = self::train(config, train, &data, &devices, &mut summary)? else {
             return Ok(());
         };
         if config.export.is_some() {
@@ -140,9 +141,10 @@ fn train(
     config: &RunConfig,
     train: &TrainSection,
     data: &Data,
-    device: &Device,
+    devices: &[Device],
     summary: &mut Summary,
 ) -> Result<Option<Decoder>> {
+    let device = &devices[0];
     let identity = identity(
         config,
         &data.chat,
@@ -170,7 +172,7 @@ fn train(
         packed.rows,
         train.max_length,
         100.0 * packed.share,
-        train.per_device_train_batch_size * train.gradient_accumulation_steps
+        train.per_device_train_batch_size * train.micro_batches()
     );
     let resumed = checkpoint_to_resume(&config.output_dir, &identity)?;
     method::check_device(train, device)?;
@@ -212,6 +214,11 @@ fn train(
     };
     drop(untrained);
     trainer.distiller = distiller;
+    if devices.len() > 1 {
+        let names: Vec<String> = devices.iter().map(device_name).collect();
+        tracing::info!("training together: {}", names.join(", "));
+    }
+    trainer.use_devices(devices);
     doing("training");
     match run.train(trainer, progress, None)? {
         Outcome::Finished(finished) => {

@@ -248,6 +248,16 @@ pub fn memory(config: &ModelConfig, lora: Option<&Lora>, formats: Formats, work:
     }
 }
 
+/// What a further device of `train.devices` needs beside the first one, whose need is `first`: a copy of the model, no
+/// optimizer, and all gradients of its micro-batch until they are added to the sum.
+pub fn further_device(first: &Memory, trained: u64) -> Memory {
+    Memory {
+        gradients: 4 * trained,
+        optimizer: 0,
+        ..first.clone()
+    }
+}
+
 /// Keys and values of `tokens` tokens, in f32, as answering needs them.
 pub fn kv_cache(config: &ModelConfig, tokens: u64) -> u64 {
     2 * (config.kv_heads * config.head_dim * config.layers) as u64 * tokens * 4

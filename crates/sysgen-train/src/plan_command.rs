@@ -8,7 +8,7 @@ use serde_json::json;
 use sysgen_core::config::{Optim, TrainMethod, TrainSection};
 use sysgen_core::measure::median;
 use sysgen_core::{RunConfig, tell};
-use sysgen_model::{Device, Lora, ModelConfig, device, device_names, doing};
+use sysgen_model::{Lora, ModelConfig, device_names, doing};
 use sysgen_train::batch::Batch;
 use sysgen_train::method;
 use sysgen_train::order::{DataOrder, Utilisation};
@@ -87,10 +87,13 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
         _ => None,
     };
     let counted = plan::parameters(&model, lora.as_ref());
+    let further = plan::further_device(&memory, counted.trained);
+    let further = (train.devices.len() > 1).then_some(further);
     if arguments.json {
         let steps = tokens.as_ref().map(|t| t.steps);
         tell(json!({
             "parameters": counted, "memory_bytes": memory, "total_bytes": memory.total(), "flops_per_step": flops,
+            "devices": train.devices.len().max(1), "further_device_bytes": further.as_ref().map(Memory::total),
             "steps": steps, "tokens": tokens.as_ref().map(|t| t.total),
             "supervised_share": share, "packing_utilisation": tokens.as_ref().map(|t| t.packed.share),
             "seconds_per_step": seconds, "hours": seconds.zip(steps).map(|(s, n)| s * n as f64 / 3600.0),
@@ -107,6 +110,13 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     )];
     lines.push("\nMemory of a step, at most:".to_string());
     lines.extend(table(&memory));
+    if let Some(further) = further {
+        lines.push(format!(
+            "  on each of the other {} devices {}: no optimizer, but all gradients of a micro-batch",
+            train.devices.len() - 1,
+            readable(further.total())
+        ));
+    }
     lines.push(format!(
         "  answering {} sample(s): {} of keys and values",
         train.samples,
@@ -269,9 +279,10 @@ fn fits(
 
 /// Seconds of a step: the median of a few, on the first rows of the data, after one that warms up.
 fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<f64> {
-    let device: Device = device(&config.device.to_string())?;
+    let devices = method::devices(config)?;
+    let device = &devices[0];
     doing("loading the model");
-    let base = method::load_base(config, &device)?;
+    let base = method::load_base(config, device)?;
     let decoder = method::with_adapters(base, train, config.seed)?;
     let identity = Default::default();
     let run = Run {
@@ -284,6 +295,7 @@ fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<f64>
         observe: None,
     };
     let (mut order, mut trainer) = (run.order(), run.start(decoder));
+    trainer.use_devices(&devices);
     doing("timing training steps");
     let mut seconds = Vec::new();
     for step in 0..TIMED_STEPS {

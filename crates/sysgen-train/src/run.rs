@@ -436,7 +436,7 @@ pub fn order(config: &RunConfig, train: &TrainSection, examples: &[Example]) -> 
         capacity: train.max_length,
         packing: train.packing,
         rows_per_batch: train.per_device_train_batch_size,
-        batches_per_step: train.gradient_accumulation_steps,
+        batches_per_step: train.micro_batches(),
         epochs: train.num_train_epochs,
         max_steps: train.max_steps,
         weights: config.data.weights.clone(),

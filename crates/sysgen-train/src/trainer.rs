@@ -1,18 +1,20 @@
 //! One optimizer step, and the loss of rows that are not trained on.
 //!
 //! Sums travel, the mean is taken once: the loss of a step is the sum over the supervised tokens of all its micro-batches,
-//! divided by their number. How a step is cut into micro-batches therefore does not change what it does.
+//! divided by their number. How a step is cut into micro-batches therefore does not change what it does, nor on which
+//! devices they are computed (see [`crate::workers`]).
 
 use std::cell::Cell;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use sysgen_core::hash::seed_from;
-use sysgen_model::{Decoder, Pass};
+use sysgen_model::{Decoder, Device, Pass, Weight};
 use sysgen_ops::linear_cross_entropy;
 
 use crate::batch::Batch;
 use crate::distill::Distiller;
 use crate::optim::{GradientSum, Optimizer, clip_coefficient, square};
+use crate::workers::Worker;
 
 /// A model in training.
 pub struct Trainer {
@@ -29,6 +31,8 @@ pub struct Trainer {
     pub seed: u64,
     /// The teacher whose probabilities are learnt from beside the data, if there is one.
     pub distiller: Option<Distiller>,
+    /// Devices that compute beside the decoder's own.
+    workers: Vec<Worker>,
 }
 
 /// What a step did.
@@ -62,7 +66,17 @@ impl Trainer {
             optimizer_in_backward: false,
             seed: 0,
             distiller: None,
+            workers: Vec::new(),
         }
+    }
+
+    /// Has micro-batches computed on these devices, the first of which is the decoder's own; the others get a copy of model
+    /// and teacher. Asked for once, when the teacher is there.
+    pub fn use_devices(&mut self, devices: &[Device]) {
+        let start = |(number, device): (usize, &Device)| {
+            Worker::start(number, self.decoder(), self.distiller.as_ref(), device)
+        };
+        self.workers = devices.iter().enumerate().skip(1).map(start).collect();
     }
 
     /// The model as it is now.
@@ -110,31 +124,46 @@ impl Trainer {
             .take()
             .expect("only `step` takes the decoder, and it puts it back");
         let mut gradient = GradientSum::default();
-        let mut losses = Vec::with_capacity(batches.len());
-        let mut of_positions: Vec<Option<Tensor<1>>> = vec![None; batches.len()];
         let weight = 1.0 / report.supervised_tokens as f32;
-        let learnt = batches.iter().enumerate();
-        for (index, batch) in learnt.filter(|(_, batch)| !batch.targets.is_empty()) {
-            let softcap = decoder.config.final_softcap;
-            losses.push(decoder.backward(
-                &batch.tokens,
-                self.pass(index),
-                |hidden, head| {
-                    let distiller = self.distiller.as_ref();
-                    let losses = learnt_losses(distiller, hidden, head, batch, weight, softcap);
-                    of_positions[index] = Some(losses.clone().inner());
-                    losses.sum()
-                },
-                |place, part| gradient.add(place, part),
-            )); // read after all of them are on their way to the device
+        let mut losses: Vec<Option<Losses>> = batches.iter().map(|_| None).collect();
+        let learnt: Vec<usize> = (0..batches.len())
+            .filter(|&index| !batches[index].targets.is_empty())
+            .collect();
+        if !self.workers.is_empty() {
+            let trained = decoder.trainable();
+            (self.workers.iter_mut()).for_each(|worker| worker.take_weights(&trained));
         }
-        report.loss = losses
+        // Each device has one micro-batch at a time, and the gradients are added in the order of the micro-batches.
+        for round in learnt.chunks(1 + self.workers.len()) {
+            let passes: Vec<Pass> = round.iter().map(|&index| self.pass(index)).collect();
+            let others = || round.iter().zip(&passes).skip(1);
+            for (worker, (&index, &pass)) in self.workers.iter_mut().zip(others()) {
+                worker.compute(&batches[index], pass, weight);
+            }
+            losses[round[0]] = Some(micro_batch(
+                &decoder,
+                self.distiller.as_ref(),
+                &batches[round[0]],
+                passes[0],
+                weight,
+                |place, part| gradient.add(place, part),
+            ));
+            for (worker, (&index, _)) in self.workers.iter_mut().zip(others()) {
+                let device = decoder.device();
+                losses[index] =
+                    Some(worker.finish(&device, |place, part| gradient.add(place, part)));
+            }
+        }
+        self.workers.iter_mut().for_each(Worker::release);
+        // Read after all of them are on their way to the devices.
+        let losses: Vec<Vec<f32>> = losses
             .into_iter()
-            .map(|loss| f64::from(loss.into_scalar::<f32>()))
-            .sum();
+            .map(|losses| losses.map_or(Vec::new(), Losses::read))
+            .collect();
+        report.loss = losses.iter().map(|losses| sum(losses)).sum();
         report.row_losses = batches
             .iter()
-            .zip(of_positions)
+            .zip(&losses)
             .flat_map(|(batch, losses)| row_losses(batch, losses, weight))
             .collect();
         report.grad_norm = gradient.global_norm();
@@ -162,7 +191,7 @@ impl Trainer {
         let batch = &batches[0];
         let weight = 1.0 / report.supervised_tokens as f32;
         if batch.targets.is_empty() {
-            report.row_losses = row_losses(batch, None, weight);
+            report.row_losses = row_losses(batch, &[], weight);
             return;
         }
         let mut decoder = self
@@ -172,8 +201,8 @@ impl Trainer {
         let softcap = decoder.config.final_softcap;
         let pass = self.pass(0);
         let (optimizer, distiller) = (&mut self.optimizer, self.distiller.as_ref());
-        let mut of_positions = None;
         // Known before the first gradient is.
+        let mut of_positions = Vec::new();
         let loss = Cell::new(0.0);
         let mut squares: Vec<f64> = vec![0.0; optimizer.states.len()];
         let (mut finite, mut updated) = (true, false);
@@ -182,10 +211,9 @@ impl Trainer {
             pass,
             |hidden, head| {
                 let losses = learnt_losses(distiller, hidden, head, batch, weight, softcap);
-                of_positions = Some(losses.clone().inner());
-                let sum = losses.sum();
-                loss.set(f64::from(sum.clone().inner().into_scalar::<f32>()));
-                sum
+                of_positions = Losses(losses.clone().inner()).read();
+                loss.set(sum(&of_positions));
+                losses.sum()
             },
             |place, parameter, gradient| {
                 squares[place] = square(&gradient);
@@ -202,7 +230,7 @@ impl Trainer {
         );
         self.decoder = Some(decoder);
         report.loss = loss.get();
-        report.row_losses = row_losses(batch, of_positions, weight);
+        report.row_losses = row_losses(batch, &of_positions, weight);
         report.grad_norm = squares.iter().sum::<f64>().sqrt();
         report.applied = finite && updated;
         report.partly_applied = !finite && updated;
@@ -220,9 +248,49 @@ impl Trainer {
     }
 }
 
+/// The losses of a micro-batch's supervised positions, still on its device.
+pub(crate) struct Losses(Tensor<1>);
+
+impl Losses {
+    /// Brings them to the host.
+    fn read(self) -> Vec<f32> {
+        let losses = self.0.try_into_vec_as::<f32>();
+        losses.expect("losses are f32")
+    }
+}
+
+/// Summed in f64, so that the sum does not feel how the positions were cut into micro-batches.
+fn sum(losses: &[f32]) -> f64 {
+    losses.iter().copied().map(f64::from).sum()
+}
+
+/// Runs one micro-batch forward and back; `gradients` gets the place and the gradient of each trained parameter.
+pub(crate) fn micro_batch(
+    decoder: &Decoder,
+    distiller: Option<&Distiller>,
+    batch: &Batch,
+    pass: Pass,
+    weight: f32,
+    gradients: impl FnMut(usize, Weight),
+) -> Losses {
+    let softcap = decoder.config.final_softcap;
+    let mut of_positions = None;
+    decoder.backward(
+        &batch.tokens,
+        pass,
+        |hidden, head| {
+            let losses = learnt_losses(distiller, hidden, head, batch, weight, softcap);
+            of_positions = Some(losses.clone().inner());
+            losses.sum()
+        },
+        gradients,
+    );
+    Losses(of_positions.expect("the backward pass asks for the losses"))
+}
+
 /// The mean loss over the supervised tokens of these batches, by the same chunked loss as training; 0 tokens give NaN.
 pub fn mean_loss(decoder: &Decoder, batches: &[Batch]) -> f64 {
-    let (mut sum, mut count) = (0.0, 0);
+    let (mut total, mut count) = (0.0, 0);
     for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
         let hidden = decoder.hidden(&batch.tokens);
         let losses = position_losses(
@@ -232,20 +300,18 @@ pub fn mean_loss(decoder: &Decoder, batches: &[Batch]) -> f64 {
             1.0,
             decoder.config.final_softcap,
         );
-        let loss = losses.sum();
-        sum += f64::from(loss.into_scalar::<f32>());
+        total += sum(&Losses(losses).read());
         count += batch.targets.len();
     }
-    sum / count as f64
+    total / count as f64
 }
 
 /// The mean loss of each row of `batch`, from those of its positions, which carry `weight`.
-fn row_losses(batch: &Batch, losses: Option<Tensor<1>>, weight: f32) -> Vec<Option<f32>> {
-    let losses = losses.and_then(|losses| losses.try_into_vec_as::<f32>().ok());
-    let mut losses = losses.unwrap_or_default().into_iter();
+fn row_losses(batch: &Batch, mut losses: &[f32], weight: f32) -> Vec<Option<f32>> {
     let rows = batch.row_targets.iter().map(|&count| {
-        let sum: f64 = losses.by_ref().take(count).map(f64::from).sum();
-        let mean = (sum / f64::from(weight) / count as f64) as f32;
+        let (row, rest) = losses.split_at(count);
+        losses = rest;
+        let mean = (sum(row) / f64::from(weight) / count as f64) as f32;
         (count > 0 && mean.is_finite()).then_some(mean)
     });
     rows.collect()

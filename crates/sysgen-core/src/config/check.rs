@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 
 use super::origin::{Origins, key_and_section};
 use super::{
-    ALL_LINEAR, AdapterExport, BestMetric, DataSection, DistillSection, Engine, GenerateSection,
-    HubDataset, RunConfig, TrainSection, Variant, VerifyMethod,
+    ALL_LINEAR, AdapterExport, BestMetric, DataSection, DeviceChoice, DistillSection, Engine,
+    GenerateSection, HubDataset, RunConfig, TrainSection, Variant, VerifyMethod,
 };
 
 /// A file repeated more often than this in one epoch is a slip of the pen.
@@ -344,6 +344,30 @@ fn check_adapter(train: &TrainSection, given: &Given) -> Result<()> {
     )
 }
 
+fn check_devices(devices: &[DeviceChoice], given: &Given) -> Result<()> {
+    let said: Vec<String> = devices.iter().map(DeviceChoice::to_string).collect();
+    let rule =
+        |holds: bool, rule: &str| given.check(holds, "train.devices", format!("{said:?}"), rule);
+    rule(
+        !devices.contains(&DeviceChoice::Auto),
+        "must name each device, as in [\"cuda:0\", \"cuda:1\"]",
+    )?;
+    let cpus = devices
+        .iter()
+        .filter(|&&device| device == DeviceChoice::Cpu);
+    rule(
+        [0, devices.len()].contains(&cpus.count()),
+        "must be GPUs only, or \"cpu\" only: they do not round alike",
+    )?;
+    let again = |(at, device): (usize, &DeviceChoice)| {
+        *device != DeviceChoice::Cpu && devices[..at].contains(device)
+    };
+    rule(
+        !devices.iter().enumerate().any(again),
+        "must name a GPU once",
+    )
+}
+
 fn check_endpoint(generate: &GenerateSection, given: &Given) -> Result<()> {
     let endpoint = &generate.openai;
     given.required(
@@ -429,13 +453,13 @@ fn check_train(train: &TrainSection, given: &Given) -> Result<()> {
     check_adapter(train, given)?;
     let in_backward = train.optimizer_in_backward;
     given.check(
-        !in_backward || train.gradient_accumulation_steps == 1,
+        !in_backward || train.micro_batches() == 1,
         "train.optimizer_in_backward",
         in_backward,
         format_args!(
-            "cannot go with gradient_accumulation_steps = {}: a gradient is used and gone before the next micro-batch could be \
-             added to it; set gradient_accumulation_steps = 1",
-            train.gradient_accumulation_steps
+            "cannot go with {} micro-batches a step: a gradient is used and gone before the next micro-batch could be added to \
+             it; set gradient_accumulation_steps = 1 and at most one device",
+            train.micro_batches()
         ),
     )?;
     given.check(
@@ -448,6 +472,7 @@ fn check_train(train: &TrainSection, given: &Given) -> Result<()> {
             train.max_grad_norm
         ),
     )?;
+    check_devices(&train.devices, given)?;
     given.at_least(train.max_length, 2, "train.max_length")?;
     if train.variant == Variant::CommonSystem {
         given.check(

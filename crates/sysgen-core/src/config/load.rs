@@ -220,6 +220,9 @@ impl Draft {
             Value::Array(_) if dotted == "train.report_to" => {
                 "`tensorboard`, or a list with it".to_string()
             }
+            Value::Array(_) if dotted == "train.devices" => {
+                "`cpu`, `cuda` or `cuda:<index>`, or a list of them".to_string()
+            }
             Value::Array(_) if dotted == "train.lora_target_modules" => {
                 "a module in quotes, or a list of modules".to_string()
             }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::DeviceChoice;
 use super::model::{one_or_many, write_one_or_many};
 
 /// The word for all projections in `lora_target_modules`.
@@ -42,9 +43,13 @@ pub struct TrainSection {
     pub packing: bool,
     /// Whether only the assistant's content and its stop token are learnt; default true.
     pub assistant_only_loss: bool,
+    /// Devices that train together, such as `["cuda:0", "cuda:1"]`, each with the whole model; the first one keeps the
+    /// optimizer and evaluates. Default empty, the run's `device` alone.
+    #[serde(deserialize_with = "one_or_many", serialize_with = "write_one_or_many")]
+    pub devices: Vec<DeviceChoice>,
     /// Packed rows per micro-batch; default 4.
     pub per_device_train_batch_size: usize,
-    /// Micro-batches per optimizer step; default 2.
+    /// Micro-batches of each device per optimizer step; default 2.
     pub gradient_accumulation_steps: usize,
     /// Whether the layers' insides are computed again going back instead of kept: less memory, a third more work, the
     /// same numbers; default false.
@@ -125,6 +130,7 @@ impl Default for TrainSection {
             max_length: 4096,
             packing: true,
             assistant_only_loss: true,
+            devices: Vec::new(),
             per_device_train_batch_size: 4,
             gradient_accumulation_steps: 2,
             gradient_checkpointing: false,
@@ -155,6 +161,13 @@ impl Default for TrainSection {
             max_nonfinite_steps: 3,
             samples: 3,
         }
+    }
+}
+
+impl TrainSection {
+    /// Micro-batches of one optimizer step, on all devices together.
+    pub fn micro_batches(&self) -> usize {
+        self.gradient_accumulation_steps * self.devices.len().max(1)
     }
 }
 

@@ -67,6 +67,17 @@ impl LinearWeight {
         }
     }
 
+    /// The same weight on `device`.
+    #[must_use]
+    pub fn to_device(&self, device: &Device) -> LinearWeight {
+        match self {
+            LinearWeight::Dense(weight) => LinearWeight::Dense(weight.clone().to_device(device)),
+            LinearWeight::Nf4(weight) => LinearWeight::Nf4(weight.to_device(device)),
+            // Panels are the CPU's.
+            LinearWeight::Packed(weight) => LinearWeight::Dense(weight.dense().to_device(device)),
+        }
+    }
+
     /// [`linear`] with this weight.
     pub fn project<const D: usize>(&self, x: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
         match self {

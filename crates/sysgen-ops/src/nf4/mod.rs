@@ -72,13 +72,23 @@ impl Nf4 {
             "nf4: a number for every place"
         );
         let codes = Arc::new(cpu::quantise(weight));
+        Nf4::on(device, shape, codes)
+    }
+
+    fn on(device: &Device, shape: [usize; 2], codes: Arc<Codes>) -> Nf4 {
         let cpu = *device == Device::flex();
         Nf4 {
-            resident: (!cpu).then(|| resident(&codes, weight.len(), device)),
+            resident: (!cpu).then(|| resident(&codes, shape[0] * shape[1], device)),
             shape,
             device: device.clone(),
             codes,
         }
+    }
+
+    /// The same weight for use on `device`.
+    #[must_use]
+    pub fn to_device(&self, device: &Device) -> Nf4 {
+        Nf4::on(device, self.shape, self.codes.clone())
     }
 
     /// `[out, in]`.

@@ -14,3 +14,4 @@ mod memory;
 mod methods;
 mod resume;
 mod step;
+mod workers;

@@ -9,7 +9,7 @@ use sysgen_train::trainer::{StepReport, Trainer, mean_loss};
 use crate::fixture;
 
 /// Relative, between two ways to sum the same numbers in f32.
-const ROUNDING: f64 = 1e-5;
+const ROUNDING: f64 = 1e-6;
 
 const SETTINGS: AdamW = AdamW {
     learning_rate: 0.0,
@@ -158,4 +158,40 @@ fn a_batch_with_nothing_to_learn_is_no_step() {
     examples[0].learn.fill(false);
     let report = trainer(dir.path()).step(&[Batch::new(&examples, &[vec![0]], 2)], 1e-3);
     assert!(!report.applied);
+}
+
+#[test]
+fn eight_rows_at_once_are_eight_rows_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(8));
+    let rows: Vec<Vec<usize>> = (0..8).map(|row| vec![row]).collect();
+    let step = |rows_in_batch: usize| {
+        let decoder = fixture::decoder(dir.path());
+        // With an epsilon far above the gradient an update is the gradient itself, not its sign.
+        let settings = AdamW {
+            epsilon: 1.0,
+            ..SETTINGS
+        };
+        let optimizer = Optimizer::new(&decoder.parameters(), settings);
+        let mut trainer = Trainer::new(decoder, optimizer, 1.0);
+        let batches: Vec<Batch> = rows
+            .chunks(rows_in_batch)
+            .map(|rows| Batch::new(&examples, rows, 2))
+            .collect();
+        let report = trainer.step(&batches, 1.0);
+        let parameters = trainer.decoder().parameters();
+        let weights: Vec<f32> = parameters
+            .iter()
+            .flat_map(|parameter| parameter.tensor.to_vec())
+            .collect();
+        (report, weights)
+    };
+    let (whole, parts) = (step(8), step(1));
+    same(&whole.0, &parts.0);
+    let difference = crate::golden::close(&whole.1, &parts.1);
+    assert!(
+        f64::from(difference) <= ROUNDING,
+        "a weight by {difference:e}"
+    );
 }
