@@ -21,6 +21,8 @@ pub struct Batch {
     pub row_ids: Vec<String>,
     /// How many of the targets belong to each of them.
     pub row_targets: Vec<usize>,
+    /// The answers are the student's own words: there is nothing to learn from them but what a teacher thinks of them.
+    pub on_policy: bool,
 }
 
 impl Batch {
@@ -67,6 +69,7 @@ impl Batch {
             token_count,
             row_ids,
             row_targets,
+            on_policy: false,
         }
     }
 }

@@ -224,7 +224,7 @@ impl Distiller {
     }
 
     /// The losses of the supervised positions times `weight`, `[supervised]`: `alpha` of it the distance from the teacher,
-    /// the rest cross-entropy. The teacher's numbers are gone when this returns.
+    /// the rest cross-entropy; of the student's own words the distance alone. The teacher's numbers are gone when this returns.
     pub(crate) fn losses(
         &self,
         hidden: Tensor<3>,
@@ -233,11 +233,12 @@ impl Distiller {
         weight: f32,
         softcap: Option<f32>,
     ) -> Tensor<1> {
+        let alpha = if batch.on_policy { 1.0 } else { self.alpha };
         let settings = Distillation {
             divergence: self.divergence,
             temperature: self.temperature,
-            weight: weight * self.alpha,
-            cross_entropy_weight: weight * (1.0 - self.alpha),
+            weight: weight * alpha,
+            cross_entropy_weight: weight * (1.0 - alpha),
             softcap,
         };
         match &self.source {

@@ -225,6 +225,7 @@ impl Reference {
             tokens,
             predict_at,
             targets,
+            on_policy: false,
         })
     }
 

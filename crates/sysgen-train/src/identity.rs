@@ -38,6 +38,9 @@ const NEUTRAL: [&str; 16] = [
     "max_nonfinite_steps",
 ];
 
+/// Keys of `[distill]` that say nothing where the student writes no answers.
+const ON_POLICY: [&str; 3] = ["on_policy", "max_new_tokens", "on_policy_temperature"];
+
 /// The identity of training `examples` by this config.
 ///
 /// # Errors
@@ -95,7 +98,8 @@ fn say_distill(
     say: &mut impl FnMut(&str, String),
 ) -> Result<()> {
     if let Ok(serde_json::Value::Object(keys)) = serde_json::to_value(distill) {
-        for (key, value) in &keys {
+        let off = |key: &str| distill.on_policy == 0.0 && ON_POLICY.contains(&key);
+        for (key, value) in keys.iter().filter(|(key, _)| !off(key)) {
             say(&format!("distill.{key}"), word(value));
         }
     }

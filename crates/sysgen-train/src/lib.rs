@@ -19,6 +19,7 @@ pub mod identity;
 pub mod method;
 pub mod metrics;
 pub mod mix;
+pub mod on_policy;
 pub mod optim;
 pub mod order;
 pub mod pack;

@@ -15,6 +15,7 @@ mod pipeline;
 mod plan_command;
 mod probe;
 mod samples;
+mod student;
 mod summary;
 mod trace;
 mod workload;

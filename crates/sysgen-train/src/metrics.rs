@@ -42,6 +42,9 @@ pub struct Line {
     /// Share of the fixed system messages that the model obeyed after this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub obedience: Option<f64>,
+    /// Set when the student wrote the answers of this step itself; its loss is then the distance from the teacher alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_policy: Option<bool>,
     /// Set when the loss is far above those before it: the rows of the step with the highest losses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spike_rows: Option<Vec<String>>,

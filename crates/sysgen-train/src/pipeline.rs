@@ -22,6 +22,7 @@ use sysgen_train::run::{Observed, Outcome, Run, checkpoint_to_resume, held_out_b
 use crate::data::{self, Data};
 use crate::probe;
 use crate::samples;
+use crate::student;
 use crate::summary::{self, Summary};
 
 /// Rows that `check` shows.
@@ -155,6 +156,9 @@ fn train(
     let asked = &data.rows.held_out[..train.samples.min(data.rows.held_out.len())];
     let observe =
         |decoder: &Decoder, step: usize| observe(config, train, data, asked, decoder, step);
+    let distill = config.distill.as_ref();
+    let distill = distill.filter(|distill| distill.on_policy > 0.0);
+    let write = distill.map(|distill| student::writes(&data.chat, distill));
     let run = Run {
         config,
         train,
@@ -163,6 +167,9 @@ fn train(
         held_out: &held_out,
         identity: &identity,
         observe: Some(&observe),
+        write: write
+            .as_ref()
+            .map(|write| write as sysgen_train::on_policy::Write),
     };
     let mut order = run.order();
     let (total_steps, packed) = (order.total_steps(), order.utilisation());
@@ -372,6 +379,9 @@ fn provenance(config: &RunConfig) -> String {
             false => distill.teacher.display().to_string(),
         };
         said += &format!(", {} from {teacher}", word(json!(distill.divergence)));
+        if distill.on_policy > 0.0 {
+            said += &format!(", on its own words in {} of the steps", distill.on_policy);
+        }
     }
     said + &format!(
         ", learning rate {:e}, seed {}",

@@ -293,6 +293,7 @@ fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<f64>
         held_out: &[],
         identity: &identity,
         observe: None,
+        write: None,
     };
     let (mut order, mut trainer) = (run.order(), run.start(decoder));
     trainer.use_devices(&devices);

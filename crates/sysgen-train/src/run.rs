@@ -20,6 +20,7 @@ use crate::example::Example;
 use crate::identity::{Identity, differences};
 use crate::method;
 use crate::metrics::{self, Line};
+use crate::on_policy::{self, Write, is_on_policy};
 use crate::optim::Optimizer;
 use crate::order::{DataOrder, OrderSettings};
 use crate::pack::best_fit;
@@ -51,6 +52,8 @@ pub struct Run<'a> {
     pub identity: &'a Identity,
     /// Looks at the model at each evaluation, after so many steps.
     pub observe: Option<Observe<'a>>,
+    /// Has the student answer, where `[distill]` asks for it.
+    pub write: Option<Write<'a>>,
 }
 
 /// Looks at a model after so many steps.
@@ -157,9 +160,10 @@ impl Run<'_> {
         metrics::keep_until(&rows_path, (progress.step > 0).then_some(progress.step))?;
         let mut log = AppendLog::open(&metrics_path)?;
         let mut rows_log = AppendLog::open(&rows_path)?;
-        let mut watch = LossWatch::default();
+        // Losses of the student's own words and of the data's answers are not alike.
+        let mut watches = [LossWatch::default(), LossWatch::default()];
         for step in row_losses::read(&rows_path)? {
-            watch.add(step.loss());
+            watches[usize::from(self.is_on_policy(step.step - 1))].add(step.loss());
         }
         let mut events = match train.report_to.contains(&ReportTo::Tensorboard) {
             true => {
@@ -193,10 +197,14 @@ impl Run<'_> {
             let started = Instant::now();
             first_step = first_step.or_else(process_seconds);
             let rows = order.step(progress.step);
-            let batches: Vec<Batch> = rows
-                .iter()
-                .map(|rows| Batch::new(self.examples, rows, self.chat.pad_id()))
-                .collect();
+            let on_policy = self.is_on_policy(progress.step);
+            let batches = match on_policy {
+                true => self.written(trainer.decoder(), progress.step, &rows)?,
+                false => rows
+                    .iter()
+                    .map(|rows| Batch::new(self.examples, rows, self.chat.pad_id()))
+                    .collect(),
+            };
             let learning_rate = schedule.learning_rate(progress.step);
             let report = trainer.step(&batches, learning_rate);
             let seconds = started.elapsed().as_secs_f64();
@@ -218,6 +226,7 @@ impl Run<'_> {
                 ),
                 tokens_per_second: Some(report.tokens as f64 / seconds),
                 seconds: progress.seconds,
+                on_policy: on_policy.then_some(true),
                 ..Line::default()
             };
             if !report.applied {
@@ -241,7 +250,7 @@ impl Run<'_> {
                 losses: report.row_losses,
                 supervised_tokens: batches.iter().flat_map(|b| b.row_targets.clone()).collect(),
             };
-            if let Some(score) = watch.add(report.loss) {
+            if let Some(score) = watches[usize::from(on_policy)].add(report.loss) {
                 let worst = step_rows.worst_first().into_iter().take(NAMED_ROWS);
                 let worst: Vec<String> = worst.map(|(row, ..)| row.to_string()).collect();
                 tracing::warn!(
@@ -325,6 +334,32 @@ impl Run<'_> {
         found.into_iter().find(of_step).with_context(|| {
             format!("train.load_best_model_at_end wants checkpoint-{step}, which is gone; set it to false, or train again")
         })
+    }
+
+    fn is_on_policy(&self, step: usize) -> bool {
+        is_on_policy(self.config.distill.as_ref(), self.config.seed, step)
+    }
+
+    /// The micro-batches of a step whose answers the student writes.
+    fn written(
+        &self,
+        decoder: &Decoder,
+        step: usize,
+        rows: &[Vec<Vec<usize>>],
+    ) -> Result<Vec<Batch>> {
+        let asked: Vec<&Example> = rows
+            .iter()
+            .flatten()
+            .flatten()
+            .map(|&example| &self.examples[example])
+            .collect();
+        let (Some(write), Some(distill)) = (self.write, &self.config.distill) else {
+            bail!("distill.on_policy needs a program that can answer");
+        };
+        let stream = [self.config.seed, step as u64];
+        let pad_id = self.chat.pad_id();
+        on_policy::batches(decoder, write, distill, self.train, stream, &asked, pad_id)
+            .with_context(|| format!("the student writes the answers of step {}", step + 1))
     }
 
     /// Measures the model as it is, into `line`.

@@ -9,8 +9,9 @@ use anyhow::{Result, bail};
 
 use super::origin::{Origins, key_and_section};
 use super::{
-    ALL_LINEAR, AdapterExport, BestMetric, DataSection, DeviceChoice, DistillSection, Engine,
-    GenerateSection, HubDataset, RunConfig, TrainSection, Variant, VerifyMethod,
+    ALL_LINEAR, AdapterExport, BestMetric, CrossTokenizer, DataSection, DeviceChoice,
+    DistillSection, Engine, GenerateSection, HubDataset, RunConfig, TrainSection, Variant,
+    VerifyMethod,
 };
 
 /// A file repeated more often than this in one epoch is a slip of the pen.
@@ -80,7 +81,7 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
         check_train(train, &given)?;
     }
     if let Some(distill) = &config.distill {
-        check_distill(distill, config.train.is_some(), &given)?;
+        check_distill(distill, config.train.as_ref(), &given)?;
     }
     if config.export.is_some() {
         let path = config.export_path();
@@ -260,9 +261,13 @@ fn check_generate(generate: &GenerateSection, given: &Given) -> Result<()> {
     Ok(())
 }
 
-fn check_distill(distill: &DistillSection, trains: bool, given: &Given) -> Result<()> {
+fn check_distill(
+    distill: &DistillSection,
+    train: Option<&TrainSection>,
+    given: &Given,
+) -> Result<()> {
     given.check(
-        trains,
+        train.is_some(),
         "distill.divergence",
         "…",
         "needs a [train] section: [distill] says what training learns from",
@@ -294,6 +299,45 @@ fn check_distill(distill: &DistillSection, trains: bool, given: &Given) -> Resul
         "distill.alpha",
         distill.alpha,
         "must be above 0 and at most 1",
+    )?;
+    check_on_policy(distill, train, given)
+}
+
+fn check_on_policy(
+    distill: &DistillSection,
+    train: Option<&TrainSection>,
+    given: &Given,
+) -> Result<()> {
+    given.at_least(distill.max_new_tokens, 1, "distill.max_new_tokens")?;
+    given.check(
+        distill.on_policy_temperature.is_finite() && distill.on_policy_temperature >= 0.0,
+        "distill.on_policy_temperature",
+        distill.on_policy_temperature,
+        "must be 0 (greedy) or more, and finite",
+    )?;
+    let rule = |holds: bool, rule: &str| {
+        let holds = holds || distill.on_policy == 0.0;
+        given.check(holds, "distill.on_policy", distill.on_policy, rule)
+    };
+    rule(
+        (0.0..=1.0).contains(&distill.on_policy),
+        "must be from 0 to 1",
+    )?;
+    rule(
+        !distill.teacher.as_os_str().is_empty(),
+        "needs distill.teacher: stored probabilities are those of the data's answers, not of what the student writes",
+    )?;
+    rule(
+        distill.cross_tokenizer == CrossTokenizer::Refuse,
+        "cannot go with cross_tokenizer = \"uld\": what the student writes is laid before the teacher token by token",
+    )?;
+    rule(
+        train.is_none_or(|train| train.assistant_only_loss),
+        "needs train.assistant_only_loss = true: where everything is learnt, no answer can be told from its question",
+    )?;
+    rule(
+        train.is_none_or(|train| !train.optimizer_in_backward),
+        "cannot go with train.optimizer_in_backward: what the student writes may need more than one micro-batch",
     )
 }
 

@@ -21,6 +21,13 @@ pub struct DistillSection {
     pub alpha: f64,
     /// What happens when the two tokenizers are not the same; default `refuse`.
     pub cross_tokenizer: CrossTokenizer,
+    /// Share of the steps whose answers the student writes itself, with the weights it has by then, from 0 to 1 (GKD's
+    /// lambda); there the loss is the distance from the teacher alone. Default 0.
+    pub on_policy: f64,
+    /// Longest answer the student writes, in tokens; default 128.
+    pub max_new_tokens: usize,
+    /// Temperature the student writes at, 0 for the most likely tokens; default 0.9.
+    pub on_policy_temperature: f64,
 }
 
 impl Default for DistillSection {
@@ -32,6 +39,9 @@ impl Default for DistillSection {
             temperature: 1.0,
             alpha: 0.5,
             cross_tokenizer: CrossTokenizer::Refuse,
+            on_policy: 0.0,
+            max_new_tokens: 128,
+            on_policy_temperature: 0.9,
         }
     }
 }

@@ -12,6 +12,7 @@ mod golden;
 mod lora;
 mod memory;
 mod methods;
+mod on_policy;
 mod resume;
 mod step;
 mod workers;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sysgen_chat::Chat;
 use sysgen_core::RunConfig;
 use sysgen_core::config::{
-    DistillSection, ModelSection, Optim, TrainDtype, TrainMethod, TrainSection,
+    DeviceChoice, DistillSection, ModelSection, Optim, TrainDtype, TrainMethod, TrainSection,
 };
 use sysgen_model::{Decoder, Device, ExportDtype, ModelConfig, StoredDtype, Weight};
 use sysgen_ops::Divergence;
@@ -16,23 +16,28 @@ use sysgen_train::example::Example;
 use sysgen_train::identity::Identity;
 use sysgen_train::method;
 use sysgen_train::metrics::{self, Line};
+use sysgen_train::on_policy::{Question, Written};
 use sysgen_train::row_losses;
 use sysgen_train::run::{Finished, Outcome, Run, checkpoint_to_resume, held_out_batches};
 
 use crate::fixture;
 
-struct World {
+/// Answers questions, for runs whose student writes.
+type Writer = Box<dyn Fn(&Decoder, &[Question]) -> anyhow::Result<Vec<Written>>>;
+
+pub(crate) struct World {
     _model: tempfile::TempDir, // removed at the end
     output: tempfile::TempDir,
-    config: RunConfig,
-    chat: Chat,
-    examples: Vec<Example>,
+    pub(crate) config: RunConfig,
+    pub(crate) chat: Chat,
+    pub(crate) examples: Vec<Example>,
     held_out: Vec<Batch>,
     identity: Identity,
+    pub(crate) write: Option<Writer>,
 }
 
 impl World {
-    fn new(train: TrainSection) -> World {
+    pub(crate) fn new(train: TrainSection) -> World {
         let model = tempfile::tempdir().unwrap();
         fixture::model_folder(model.path());
         let f32 = ExportDtype::Of(StoredDtype::F32);
@@ -61,6 +66,7 @@ impl World {
             examples,
             held_out,
             identity,
+            write: None,
         }
     }
 
@@ -73,16 +79,18 @@ impl World {
             held_out: &self.held_out,
             identity: &self.identity,
             observe: None,
+            write: self.write.as_deref(),
         }
     }
 
     /// As the program does: from the newest checkpoint, or from the start.
-    fn go_on(&self, stop_after: Option<usize>) -> anyhow::Result<Outcome> {
+    pub(crate) fn go_on(&self, stop_after: Option<usize>) -> anyhow::Result<Outcome> {
         let run = self.run();
         match checkpoint_to_resume(self.output.path(), &self.identity)? {
             Some(newest) => {
                 let mut trainer = run.resume(&newest, &Device::flex())?;
                 trainer.distiller = self.distiller();
+                trainer.use_devices(&self.devices());
                 run.train(trainer, newest.state.progress, stop_after)
             }
             None => {
@@ -90,9 +98,15 @@ impl World {
                 let decoder = method::with_adapters(base, run.train, self.config.seed)?;
                 let mut trainer = run.start(decoder);
                 trainer.distiller = self.distiller();
+                trainer.use_devices(&self.devices());
                 run.train(trainer, Progress::default(), stop_after)
             }
         }
+    }
+
+    /// The CPU as often as the config names it.
+    fn devices(&self) -> Vec<Device> {
+        method::devices(&self.config).unwrap()
     }
 
     /// Another model of the same tokenizer, where the config asks for a teacher.
@@ -103,14 +117,14 @@ impl World {
         Some(Distiller::of_model(teacher, Divergence::Jsd(0.3), 2.0, 0.5))
     }
 
-    fn finish(&self) -> Finished {
+    pub(crate) fn finish(&self) -> Finished {
         match self.go_on(None).unwrap() {
             Outcome::Finished(finished) => *finished,
             Outcome::Interrupted(at) => panic!("stopped at {}", at.display()),
         }
     }
 
-    fn lines(&self) -> Vec<Line> {
+    pub(crate) fn lines(&self) -> Vec<Line> {
         let mut lines = metrics::read(&self.output.path().join("metrics.jsonl")).unwrap();
         for line in &mut lines {
             line.seconds = 0.0; // the only thing that may differ
@@ -120,7 +134,7 @@ impl World {
     }
 }
 
-fn bits(finished: &Finished) -> Vec<Vec<u32>> {
+pub(crate) fn bits(finished: &Finished) -> Vec<Vec<u32>> {
     let bits = |weight: &Weight| weight.to_vec().into_iter().map(f32::to_bits).collect();
     finished
         .decoder
@@ -130,7 +144,7 @@ fn bits(finished: &Finished) -> Vec<Vec<u32>> {
         .collect()
 }
 
-fn train() -> TrainSection {
+pub(crate) fn train() -> TrainSection {
     TrainSection {
         eval_steps: 5,
         save_steps: 4,
@@ -440,4 +454,35 @@ fn every_step_leads_to_its_rows_and_their_losses_also_after_a_resume() {
     let seen: std::collections::BTreeSet<&String> =
         steps.iter().flat_map(|step| &step.rows).collect();
     assert_eq!(seen.len(), undisturbed.examples.len());
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_devices_to_the_bit() {
+    let with = |devices: usize, accumulation: usize, method: TrainMethod| TrainSection {
+        devices: vec![DeviceChoice::Cpu; devices],
+        gradient_accumulation_steps: accumulation,
+        method,
+        lora_dropout: 0.1,
+        ..train()
+    };
+    for method in [TrainMethod::Full, TrainMethod::Lora] {
+        let alone = World::new(with(1, 4, method));
+        let expected = alone.finish();
+        let mut changing = World::new(with(2, 2, method));
+        let identity = |world: &World| {
+            let examples = &world.examples;
+            sysgen_train::identity::identity(&world.config, &world.chat, examples, &[]).unwrap()
+        };
+        let started = identity(&changing);
+        changing.go_on(Some(5)).unwrap();
+        changing.config.train = Some(with(4, 1, method));
+        assert_eq!(started, identity(&changing));
+        changing.go_on(Some(9)).unwrap();
+        changing.config.train = Some(with(1, 4, method));
+        assert_eq!(bits(&changing.finish()), bits(&expected));
+        assert_eq!(changing.lines(), alone.lines());
+        changing.config.train = Some(with(2, 4, method));
+        let differs = sysgen_train::identity::differences(&started, &identity(&changing));
+        assert_eq!(differs, ["micro-batches of a step was 4, is 8"]);
+    }
 }

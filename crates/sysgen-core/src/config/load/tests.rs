@@ -387,8 +387,8 @@ fn an_update_on_the_way_back_needs_one_micro_batch_and_no_clip() {
     let lines = |more: &str| format!("{start}{more}");
     refused(
         with(&lines("max_grad_norm = 0"), &[]),
-        "x.toml:7: optimizer_in_backward = true in [train] cannot go with gradient_accumulation_steps = 2: a gradient is used \
-         and gone before the next micro-batch could be added to it; set gradient_accumulation_steps = 1",
+        "x.toml:7: optimizer_in_backward = true in [train] cannot go with 2 micro-batches a step: a gradient is used and \
+         gone before the next micro-batch could be added to it; set gradient_accumulation_steps = 1 and at most one device",
     );
     refused(
         with(&lines("gradient_accumulation_steps = 1"), &[]),
@@ -402,6 +402,78 @@ fn an_update_on_the_way_back_needs_one_micro_batch_and_no_clip() {
             .train
             .unwrap()
             .optimizer_in_backward
+    );
+}
+
+#[test]
+fn devices_are_gpus_or_the_cpu_each_gpu_once() {
+    let with = |devices: &str| {
+        with(&format!("[train]\ndevices = {devices}\n"), &[])
+            .map(|config| config.train.unwrap().devices.len())
+    };
+    assert_eq!(with("[\"cuda:0\", \"cuda:3\"]"), Ok(2));
+    assert_eq!(with("[\"cpu\", \"cpu\"]"), Ok(2));
+    assert_eq!(with("\"cpu\""), Ok(1));
+    for (devices, expected) in [
+        (
+            "[\"cuda:0\", \"auto\"]",
+            "[\"cuda:0\", \"auto\"] in [train] must name each device, as in [\"cuda:0\", \"cuda:1\"]",
+        ),
+        (
+            "[\"cuda:0\", \"cpu\"]",
+            "[\"cuda:0\", \"cpu\"] in [train] must be GPUs only, or \"cpu\" only: they do not round alike",
+        ),
+        (
+            "[\"cuda\", \"cuda:0\"]",
+            "[\"cuda:0\", \"cuda:0\"] in [train] must name a GPU once",
+        ),
+        (
+            "[\"gpu\"]",
+            "[\"gpu\"] in [train] is not allowed; expected `cpu`, `cuda` or `cuda:<index>`, or a list of them",
+        ),
+    ] {
+        refused(with(devices), &format!("x.toml:7: devices = {expected}"));
+    }
+}
+
+#[test]
+fn a_student_that_writes_needs_a_teacher_that_is_run() {
+    let distill = "[train]\n[distill]\n";
+    let lines = |more: &str| with(&format!("{distill}{more}"), &[]);
+    let teacher = "teacher = \"FOLDER/model\"\n";
+    assert!(lines(&format!("{teacher}on_policy = 0.5")).is_ok());
+    for (more, expected) in [
+        (
+            "on_policy = 0.5",
+            "x.toml:8: on_policy = 0.5 in [distill] needs distill.teacher: stored probabilities are those of the data's answers, not of what the student writes",
+        ),
+        (
+            "on_policy = 1.5",
+            "x.toml:8: on_policy = 1.5 in [distill] must be from 0 to 1",
+        ),
+        (
+            "max_new_tokens = 0",
+            "x.toml:8: max_new_tokens = 0 in [distill] must be at least 1",
+        ),
+        (
+            "on_policy_temperature = -1.0",
+            "x.toml:8: on_policy_temperature = -1 in [distill] must be 0 (greedy) or more, and finite",
+        ),
+    ] {
+        refused(lines(more), expected);
+    }
+    refused(
+        lines(&format!(
+            "{teacher}on_policy = 0.5\ncross_tokenizer = \"uld\""
+        )),
+        "x.toml:9: on_policy = 0.5 in [distill] cannot go with cross_tokenizer = \"uld\": what the student writes is laid before the teacher token by token",
+    );
+    refused(
+        with(
+            &format!("[train]\nassistant_only_loss = false\n[distill]\n{teacher}on_policy = 1"),
+            &[],
+        ),
+        "x.toml:10: on_policy = 1 in [distill] needs train.assistant_only_loss = true: where everything is learnt, no answer can be told from its question",
     );
 }
 
