@@ -10,15 +10,15 @@ import argparse
 import json
 import pathlib
 import random
-import signal
 import subprocess
 import tempfile
-import time
+
+import killing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The weights or the adapter, the optimizer's state; and what was logged, without times.
 COMPARED = ["model.safetensors", "adapter_model.safetensors", "optimizer.safetensors"]
-TIMES = ["seconds", "tokens_per_second"]
+TIMES = ["seconds", "tokens_per_second", "supervised_tokens_per_second"]
 
 
 def rows(path):
@@ -75,40 +75,24 @@ def main():
         data = folder / "rows.jsonl"
         rows(data)
         calm, killed = folder / "calm", folder / "killed"
-        started = time.monotonic()
-        subprocess.run(command(program, calm, data, options.steps, options.extra), check=True, cwd=ROOT,
-                       stdout=subprocess.DEVNULL)
-        whole = time.monotonic() - started
+        whole = killing.undisturbed(
+            command(program, calm, data, options.steps, options.extra), cwd=ROOT, stdout=subprocess.DEVNULL
+        )
         print(f"undisturbed: {options.steps} steps in {whole:.1f} s", flush=True)
-        kills, starts = 0, 0
+        kills = 0
         words = command(program, killed, data, options.steps, options.extra)
         # Long enough on the average to reach the next checkpoint now and then, so that the kills spread over the run.
         longest = 3.0 * whole / options.kills
         while kills < options.kills:
-            starts += 1
             child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
-                child.wait(timeout=random.uniform(0.0, longest))
-                if starts > 10 * options.kills:
-                    raise SystemExit("the run ends before it can be killed; raise --steps")
-                state = killed / f"checkpoint-{options.steps}"
-                if child.returncode == 0 and state.exists():
-                    print(f"finished after {kills} kills; raise --steps for more")
-                    break
-            except subprocess.TimeoutExpired:
-                child.send_signal(signal.SIGKILL)
-                child.wait()
-                kills += 1
-                steps = [path.name for path in killed.glob("checkpoint-*")]
-                print(f"kill {kills}: {sorted(steps, key=lambda name: int(name.split('-')[1]))}", flush=True)
+            kills += killing.kill_after([child], random.uniform(0.0, longest))
+            steps = sorted(int(path.name.split("-")[1]) for path in killed.glob("checkpoint-*[0-9]"))
+            print(f"kill {kills}: checkpoints {steps}", flush=True)
+            if child.returncode == 0:
+                raise SystemExit(f"the run was over after {kills} kills; raise --steps")
         subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-        one, other = results(calm, options.steps), results(killed, options.steps)
-        if one.keys() != other.keys():
-            raise SystemExit(f"other files: {sorted(one)} and {sorted(other)}")
-        for name in one:
-            if one[name] != other[name]:
-                raise SystemExit(f"{name} differs after {kills} kills")
-        print(f"{kills} kills: {', '.join(one)} are equal")
+        killing.same(results(calm, options.steps), results(killed, options.steps))
+        print(f"{kills} kills")
 
 
 if __name__ == "__main__":

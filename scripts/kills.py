@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import time
 
+import killing
+
 CONFIG = "configs/quickstart.toml"
 
 
@@ -62,9 +64,7 @@ def main():
     rows(data, arguments.rows)
 
     calm, killed = folder / "undisturbed", folder / "killed"
-    start = time.monotonic()
-    subprocess.run(command(arguments.binary, data, calm, 64), check=True)
-    undisturbed = time.monotonic() - start
+    undisturbed = killing.undisturbed(command(arguments.binary, data, calm, 64))
     print(f"undisturbed: {undisturbed:.1f} s")
 
     start = time.monotonic()
@@ -77,23 +77,13 @@ def main():
             subprocess.Popen(command(arguments.binary, data, killed, batch_size, name)) for name in names
         ]
         # On average the kills are spread over the whole of the work.
-        time.sleep(chance.uniform(0, 2.0 * undisturbed / arguments.kills))
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-                kills += 1
-            elif process.returncode != 0:
-                raise SystemExit(f"a run ended by itself with status {process.returncode}")
-            process.wait()
+        kills += killing.kill_after(running, chance.uniform(0, 2.0 * undisturbed / arguments.kills))
     before = sum(answered(killed).values())
     subprocess.run(command(arguments.binary, data, killed, 64), check=True)
     disturbed = time.monotonic() - start
 
-    for name in ["dataset.jsonl", "manifest.json"]:
-        same = (calm / "data" / name).read_bytes() == (killed / "data" / name).read_bytes()
-        print(f"{name}: {'the same bytes' if same else 'DIFFERENT'}")
-        if not same:
-            raise SystemExit(1)
+    names = ["dataset.jsonl", "manifest.json"]
+    killing.same(*({name: (output / "data" / name).read_bytes() for name in names} for output in (calm, killed)))
     times = answered(killed)
     twice = [place for place, count in times.items() if count > 1]
     if twice or set(times) != set(answered(calm)):
