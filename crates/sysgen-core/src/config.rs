@@ -24,7 +24,7 @@ pub use model::{
 };
 pub use train::{
     ALL_LINEAR, AdapterExport, BestMetric, ExportDtype, ExportSection, LrScheduler, Optim,
-    ReportTo, TrainDtype, TrainMethod, TrainSection,
+    ReportTo, SaveStrategy, TrainDtype, TrainMethod, TrainSection,
 };
 
 /// A whole run. `[generate]`, `[train]` and `[export]` each run when they are present, in that order.

@@ -5,9 +5,10 @@
 use anyhow::Result;
 use rayon::prelude::*;
 use sysgen_chat::{Chat, ChatOptions};
-use sysgen_core::config::{DefaultSystem, SystemRole};
+use sysgen_core::config::{CrossTokenizer, DefaultSystem, SystemRole};
 use sysgen_core::message::{Message, Role};
 
+use crate::distill::{OTHER_TOKENS, Vocabularies};
 use crate::example::Example;
 use crate::rows::Row;
 
@@ -160,6 +161,17 @@ pub struct Subject<'a> {
     pub default_system: DefaultSystem,
     /// Whether only the assistant's words are learnt.
     pub assistant_only_loss: bool,
+    /// Where a teacher's probabilities come from, if there is one.
+    pub teacher: Option<Taught<'a>>,
+}
+
+/// Where a teacher's probabilities come from.
+#[derive(Clone, Debug)]
+pub enum Taught<'a> {
+    /// A model: how its tokens stand to the student's, and what was asked for where they differ.
+    ByModel(Vocabularies, CrossTokenizer),
+    /// The rows; those that have none that fit them, and why.
+    ByRows(&'a [(String, String)]),
 }
 
 /// Looks at everything.
@@ -178,6 +190,7 @@ pub fn check(subject: &Subject) -> Result<Findings> {
             system_texts(subject),
             default_system(subject),
             exported_template(subject)?,
+            teacher(subject),
         ],
     })
 }
@@ -196,6 +209,41 @@ fn vocabulary(subject: &Subject) -> Gate {
             ),
         ),
         Err(error) => said(Verdict::Refused, error.to_string()),
+    }
+}
+
+/// A teacher that reads the student's ids as other words teaches nonsense without a sign of it.
+fn teacher(subject: &Subject) -> Gate {
+    const NAME: &str = "the teacher reads the same tokens";
+    match &subject.teacher {
+        None | Some(Taught::ByModel(Vocabularies::Same, _) | Taught::ByRows([])) => {
+            Gate::passed(NAME)
+        }
+        Some(Taught::ByModel(found, asked)) => {
+            let (verdict, so, fix) = match (found, asked) {
+                (Vocabularies::Different { .. }, CrossTokenizer::Refuse) => {
+                    (Verdict::Refused, "", OTHER_TOKENS)
+                }
+                (Vocabularies::Different { .. }, CrossTokenizer::Uld) => (
+                    Verdict::Note,
+                    ": sorted probabilities are compared where both texts have a boundary (ULD)",
+                    "",
+                ),
+                _ => (Verdict::Note, "", ""),
+            };
+            Gate::said(NAME, verdict, format!("{found}{so}"), fix)
+        }
+        Some(Taught::ByRows(unfit)) => {
+            let reason = unfit.first().map_or("", |(_, reason)| reason);
+            let finding = format!(
+                "have no stored probabilities that fit them and are left out; the first one: {reason}"
+            );
+            let fix = "generate them again with this tokenizer, or set distill.teacher";
+            Gate {
+                rows: unfit.iter().map(|(id, _)| id.clone()).collect(),
+                ..Gate::said(NAME, Verdict::Note, finding, fix)
+            }
+        }
     }
 }
 

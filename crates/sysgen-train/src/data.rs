@@ -2,16 +2,19 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::RunConfig;
 use sysgen_core::config::TrainSection;
 use sysgen_model::ModelConfig;
-use sysgen_train::check::{Findings, Subject, check, preview};
+use sysgen_train::check::{Findings, Subject, Taught, check, preview};
+use sysgen_train::distill;
 use sysgen_train::example::{Example, Examples, render_rows};
 use sysgen_train::method;
 use sysgen_train::rows::{Row, Split, split, training_rows};
+use sysgen_train::stored_teacher::{self, Stored};
 
 /// Rows that are named where rows are lost; the rest is counted.
 const NAMED_ROWS: usize = 5;
@@ -28,6 +31,8 @@ pub(crate) struct Data {
     pub(crate) train: Examples,
     /// The rows to measure on, as token ids.
     pub(crate) held_out: Examples,
+    /// A teacher's probabilities, where they are stored with the rows to learn from.
+    pub(crate) stored: Option<Arc<Stored>>,
 }
 
 /// The tokenizer and template of the model, under the policies of `[model]`.
@@ -67,7 +72,16 @@ pub(crate) fn load(config: &RunConfig, train: &TrainSection, cache: Option<&Path
     let all: Vec<&Row> = rows.train.iter().chain(&rows.held_out).collect();
     let mut fits = render_rows(&chat, &all, longest, cache);
     let held_out = Examples::of(fits.split_off(rows.train.len()), true);
-    let training = Examples::of(fits, train.assistant_only_loss);
+    let mut training = Examples::of(fits, train.assistant_only_loss);
+    let stored = match &config.distill {
+        Some(distill)
+            if distill.teacher.as_os_str().is_empty() && !training.examples.is_empty() =>
+        {
+            let stored = stored_teacher::read(config, &mut training, model.vocab_size)?;
+            Some(Arc::new(stored))
+        }
+        _ => None,
+    };
     for (examples, what) in [(&training, "training"), (&held_out, "held-out")] {
         let tokens: usize = examples
             .examples
@@ -95,6 +109,7 @@ pub(crate) fn load(config: &RunConfig, train: &TrainSection, cache: Option<&Path
         rows,
         train: training,
         held_out,
+        stored,
     })
 }
 
@@ -112,14 +127,17 @@ fn say_losses(examples: &Examples, what: &str) {
             examples.cut.len()
         );
     }
-    for (id, reason) in examples.dropped.iter().take(NAMED_ROWS) {
-        tracing::warn!("{id} is dropped: {reason}");
-    }
-    if examples.dropped.len() > NAMED_ROWS {
-        tracing::warn!(
-            "{} {what} rows are dropped because they do not fit",
-            examples.dropped.len()
-        );
+    for (lost, why) in [
+        (&examples.dropped, "they do not fit"),
+        (&examples.unfit, "their teacher's probabilities do not fit"),
+    ] {
+        for (id, reason) in lost.iter().take(NAMED_ROWS) {
+            tracing::warn!("{id} is dropped: {reason}");
+        }
+        if lost.len() > NAMED_ROWS {
+            let count = lost.len();
+            tracing::warn!("{count} {what} rows are dropped because {why}");
+        }
     }
 }
 
@@ -150,7 +168,22 @@ impl Data {
             dropped: &[&self.train.dropped[..], &self.held_out.dropped].concat(),
             default_system: config.model.default_system,
             assistant_only_loss: train.assistant_only_loss,
+            teacher: self.teacher(config)?,
         })
+    }
+
+    /// Where a teacher's probabilities come from, for the gate.
+    fn teacher(&self, config: &RunConfig) -> Result<Option<Taught<'_>>> {
+        let Some(distill) = &config.distill else {
+            return Ok(None);
+        };
+        if distill.teacher.as_os_str().is_empty() {
+            return Ok(Some(Taught::ByRows(&self.train.unfit)));
+        }
+        let teacher = distill::teacher_chat(config, distill)?;
+        let (rows, vocab) = (&self.rows.train, self.model.vocab_size);
+        let found = distill::vocabularies(distill, &self.chat, &teacher, vocab, rows)?;
+        Ok(Some(Taught::ByModel(found, distill.cross_tokenizer)))
     }
 
     /// Some training rows as text, with what is learnt marked.

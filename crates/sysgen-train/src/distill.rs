@@ -19,11 +19,13 @@ use crate::align::{Aligned, align};
 use crate::batch::Batch;
 use crate::example::Example;
 use crate::rows::Row;
-use crate::stored_teacher;
+use crate::stored_teacher::Stored;
 use crate::trainer::select;
 
 /// Rows whose texts are cut by both tokenizers to compare them.
 const COMPARED_ROWS: usize = 32;
+/// What to do where the teacher has other tokens.
+pub(crate) const OTHER_TOKENS: &str = "use cross_tokenizer = \"uld\" in [distill], or leave [distill] out and train on the teacher's answers alone";
 
 /// What is learnt from besides the data.
 pub struct Distiller {
@@ -40,7 +42,7 @@ enum Source {
     /// A model of another tokenizer, and every row as it reads it.
     Foreign(Box<Decoder>, Arc<HashMap<String, Aligned>>),
     /// The rows.
-    Stored(Arc<HashMap<String, TopK>>),
+    Stored(Arc<Stored>),
 }
 
 /// How two vocabularies stand to each other.
@@ -120,11 +122,10 @@ pub fn compare<'a>(
     }
 }
 
-/// What `[distill]` asks for, with the teacher loaded.
+/// What `[distill]` asks for, with the teacher it names loaded.
 ///
 /// # Errors
-/// The tokenizers differ and `cross_tokenizer` does not allow it, the teacher cannot be loaded, or a row's stored
-/// probabilities do not fit its answer.
+/// The tokenizers differ and `cross_tokenizer` does not allow it, or the teacher cannot be loaded.
 pub fn distiller(
     config: &RunConfig,
     distill: &DistillSection,
@@ -134,49 +135,30 @@ pub fn distiller(
     examples: &[Example],
     device: &Device,
 ) -> Result<Distiller> {
-    let mut divergence = match distill.divergence {
-        DivergenceKind::ForwardKl => Divergence::ForwardKl,
-        DivergenceKind::ReverseKl => Divergence::ReverseKl,
-        DivergenceKind::Jsd => Divergence::Jsd(distill.beta as f32),
+    let mut divergence = divergence(distill);
+    let path = distill.teacher.display();
+    let teacher = teacher_chat(config, distill)?;
+    let found = vocabularies(distill, chat, &teacher, student_rows, rows)?;
+    tracing::info!("{found}");
+    let load = || {
+        tracing::info!("loading the teacher {path}");
+        Decoder::load_as(&distill.teacher, device, WeightDtype::Auto).map(Box::new)
     };
-    let source = if distill.teacher.as_os_str().is_empty() {
-        let stored = stored_teacher::read(config, examples, student_rows)?;
-        tracing::info!(
-            "distilling from the probabilities stored with {} rows",
-            stored.len()
-        );
-        Source::Stored(Arc::new(stored))
-    } else {
-        let options = ChatOptions {
-            system_role: config.model.system_role,
-            default_system: config.model.default_system,
-        };
-        let path = distill.teacher.display();
-        let teacher = Chat::load(&distill.teacher, options)
-            .with_context(|| format!("distill.teacher = \"{path}\""))?;
-        let teacher_rows = sysgen_model::ModelConfig::from_directory(&distill.teacher)?.vocab_size;
-        let found = compare(chat, &teacher, [student_rows, teacher_rows], texts(rows));
-        tracing::info!("{found}");
-        let load = || {
-            tracing::info!("loading the teacher {path}");
-            Decoder::load_as(&distill.teacher, device, WeightDtype::Auto).map(Box::new)
-        };
-        match (&found, distill.cross_tokenizer) {
-            (Vocabularies::Same | Vocabularies::Padded { .. }, _) => Source::Model(load()?),
-            (Vocabularies::Different { .. }, CrossTokenizer::Refuse) => bail!(
-                "distill.teacher = \"{path}\": {found}; use cross_tokenizer = \"uld\" in [distill], or leave [distill] out and train on the teacher's answers alone"
-            ),
-            (Vocabularies::Different { .. }, CrossTokenizer::Uld) => {
-                let aligned = align(chat, &teacher, rows, examples)?;
-                let (of, all) = aligned.values().fold((0, 0), |(of, all), row| {
-                    (of + row.count(), all + row.teacher_at.len())
-                });
-                tracing::info!(
-                    "sorted probabilities are compared (ULD) at {of} of {all} learnt tokens, where both texts have a boundary"
-                );
-                divergence = Divergence::Uld;
-                Source::Foreign(load()?, Arc::new(aligned))
-            }
+    let source = match (&found, distill.cross_tokenizer) {
+        (Vocabularies::Same | Vocabularies::Padded { .. }, _) => Source::Model(load()?),
+        (Vocabularies::Different { .. }, CrossTokenizer::Refuse) => {
+            bail!("distill.teacher = \"{path}\": {found}; {OTHER_TOKENS}")
+        }
+        (Vocabularies::Different { .. }, CrossTokenizer::Uld) => {
+            let aligned = align(chat, &teacher, rows, examples)?;
+            let (of, all) = aligned.values().fold((0, 0), |(of, all), row| {
+                (of + row.count(), all + row.teacher_at.len())
+            });
+            tracing::info!(
+                "sorted probabilities are compared (ULD) at {of} of {all} learnt tokens, where both texts have a boundary"
+            );
+            divergence = Divergence::Uld;
+            Source::Foreign(load()?, Arc::new(aligned))
         }
     };
     Ok(Distiller {
@@ -185,6 +167,35 @@ pub fn distiller(
         temperature: distill.temperature as f32,
         alpha: distill.alpha as f32,
     })
+}
+
+/// Tokenizer and template of the teacher that `distill` names.
+///
+/// # Errors
+/// Its folder cannot be read.
+pub fn teacher_chat(config: &RunConfig, distill: &DistillSection) -> Result<Chat> {
+    let options = ChatOptions {
+        system_role: config.model.system_role,
+        default_system: config.model.default_system,
+    };
+    Chat::load(&distill.teacher, options)
+        .with_context(|| format!("distill.teacher = \"{}\"", distill.teacher.display()))
+}
+
+/// How the teacher's vocabulary stands to the student's, whose head has `student_rows` rows.
+///
+/// # Errors
+/// The teacher's `config.json` cannot be read.
+pub fn vocabularies(
+    distill: &DistillSection,
+    student: &Chat,
+    teacher: &Chat,
+    student_rows: usize,
+    rows: &[Row],
+) -> Result<Vocabularies> {
+    let teacher_rows = sysgen_model::ModelConfig::from_directory(&distill.teacher)?.vocab_size;
+    let sizes = [student_rows, teacher_rows];
+    Ok(compare(student, teacher, sizes, texts(rows)))
 }
 
 /// Texts of some rows.
@@ -196,7 +207,29 @@ fn texts(rows: &[Row]) -> impl Iterator<Item = &str> {
     messages.map(|message| message.content.as_str())
 }
 
+fn divergence(distill: &DistillSection) -> Divergence {
+    match distill.divergence {
+        DivergenceKind::ForwardKl => Divergence::ForwardKl,
+        DivergenceKind::ReverseKl => Divergence::ReverseKl,
+        DivergenceKind::Jsd => Divergence::Jsd(distill.beta as f32),
+    }
+}
+
 impl Distiller {
+    /// From probabilities that are stored with the rows.
+    pub fn of_stored(distill: &DistillSection, stored: Arc<Stored>) -> Distiller {
+        tracing::info!(
+            "distilling from the probabilities stored with {} rows",
+            stored.len()
+        );
+        Distiller {
+            source: Source::Stored(stored),
+            divergence: divergence(distill),
+            temperature: distill.temperature as f32,
+            alpha: distill.alpha as f32,
+        }
+    }
+
     /// From a teacher with the student's vocabulary that is run beside it.
     pub fn of_model(
         teacher: Decoder,
@@ -314,7 +347,7 @@ fn of_model(model: &Decoder, tokens: &Tokens, at: &[u32]) -> Teacher {
 }
 
 /// The stored probabilities of a batch's rows, one after the other as its targets are.
-fn gathered(rows: &HashMap<String, TopK>, batch: &Batch) -> TopK {
+fn gathered(rows: &Stored, batch: &Batch) -> TopK {
     let mut all = TopK::default();
     for id in &batch.row_ids {
         let row = &rows[id];

@@ -44,6 +44,8 @@ pub struct Examples {
     pub dropped: Vec<(String, String)>,
     /// Rows that the chat template or tokenizer refuses, and why; the gate refuses to train on the rest.
     pub refused: Vec<(String, String)>,
+    /// Rows whose stored teacher probabilities do not fit them, and why.
+    pub unfit: Vec<(String, String)>,
 }
 
 /// What became of one row.

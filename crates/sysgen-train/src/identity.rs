@@ -18,7 +18,7 @@ use crate::method;
 pub type Identity = BTreeMap<String, String>;
 
 /// Keys of `[train]` that do not change what is computed.
-const NEUTRAL: [&str; 16] = [
+const NEUTRAL: [&str; 17] = [
     // What they make together is said: a run may go on with another number of devices.
     "devices",
     "gradient_accumulation_steps",
@@ -30,6 +30,7 @@ const NEUTRAL: [&str; 16] = [
     "report_to",
     "gradient_checkpointing",
     "optimizer_in_backward",
+    "save_strategy",
     "save_steps",
     "save_total_limit",
     "logging_steps",

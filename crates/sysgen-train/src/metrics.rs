@@ -34,6 +34,9 @@ pub struct Line {
     /// Tokens of this step by its seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
+    /// Tokens learnt in this step by its seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub supervised_tokens_per_second: Option<f64>,
     /// Seconds spent in steps since the start of the run.
     pub seconds: f64,
     /// Mean loss of the held-out rows after this step.

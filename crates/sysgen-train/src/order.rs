@@ -107,6 +107,12 @@ impl DataOrder {
         epoch as f64 + (steps - start) as f64 / (next - start).max(1) as f64
     }
 
+    /// Whether a pass over the data ends with these `steps` steps.
+    pub fn ends_epoch(&mut self, steps: usize) -> bool {
+        let epoch = self.epoch_of(steps);
+        steps > 0 && self.start_of(epoch) == steps
+    }
+
     /// The micro-batches of `step` (counted from 0), each a list of rows, each a list of examples.
     pub fn step(&mut self, step: usize) -> Vec<Vec<Vec<usize>>> {
         let epoch = self.epoch_of(step);

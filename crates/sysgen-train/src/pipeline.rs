@@ -12,7 +12,7 @@ use sysgen_core::{RunConfig, lock_output, tell};
 use sysgen_model::{Decoder, Device, WeightDtype, device, device_name, doing};
 use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
-use sysgen_train::distill;
+use sysgen_train::distill::{self, Distiller};
 use sysgen_train::export::Export;
 use sysgen_train::identity::identity;
 use sysgen_train::method;
@@ -185,9 +185,10 @@ fn train(
     method::check_device(train, device)?;
     write_config(config)?;
     data.show_one_row();
-    let distiller = match &config.distill {
-        None => None,
-        Some(distill) => {
+    let distiller = match (&config.distill, &data.stored) {
+        (None, _) => None,
+        (Some(distill), Some(stored)) => Some(Distiller::of_stored(distill, stored.clone())),
+        (Some(distill), None) => {
             doing("loading the teacher");
             let (rows, examples) = (&data.rows.train, &data.train.examples);
             let vocab = data.model.vocab_size;

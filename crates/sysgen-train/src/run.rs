@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use sysgen_chat::Chat;
-use sysgen_core::config::{BestMetric, ReportTo, TrainSection};
+use sysgen_core::config::{BestMetric, ReportTo, SaveStrategy, TrainSection};
 use sysgen_core::measure::process_seconds;
 use sysgen_core::{AppendLog, RunConfig, interrupt};
 use sysgen_model::{Decoder, Device};
@@ -225,6 +225,7 @@ impl Run<'_> {
                     report.supervised_tokens as f64 / report.tokens.max(1) as f64,
                 ),
                 tokens_per_second: Some(report.tokens as f64 / seconds),
+                supervised_tokens_per_second: Some(report.supervised_tokens as f64 / seconds),
                 seconds: progress.seconds,
                 on_policy: on_policy.then_some(true),
                 ..Line::default()
@@ -285,7 +286,11 @@ impl Run<'_> {
 
             let stop = interrupt::requested() || stop_after == Some(progress.step);
             let best = improved && train.load_best_model_at_end;
-            if last || stop || best || every(train.save_steps) {
+            let saves = match train.save_strategy {
+                SaveStrategy::Steps => every(train.save_steps),
+                SaveStrategy::Epoch => order.ends_epoch(progress.step),
+            };
+            if last || stop || best || saves {
                 log.sync()?;
                 rows_log.sync()?;
                 let saved = self.save(&trainer, &progress)?;

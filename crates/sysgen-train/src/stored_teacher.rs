@@ -5,14 +5,13 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use sysgen_core::RunConfig;
 use sysgen_core::jsonl::read_lines;
 use sysgen_ops::TopK;
 
-use crate::distill::ensure_new;
-use crate::example::Example;
+use crate::example::{Example, Examples};
 
 /// Least share of the learnt tokens that must be among the teacher's words: below it the ids are of another tokenizer.
 const LEAST_SHARE: f64 = 0.5;
@@ -26,11 +25,11 @@ struct Line {
 #[derive(Deserialize)]
 struct Provenance {
     id: Option<String>,
-    teacher: Option<Stored>,
+    teacher: Option<StoredTeacher>,
 }
 
 #[derive(Deserialize)]
-struct Stored {
+struct StoredTeacher {
     top_k: usize,
     #[serde(default)]
     answer_ids: Vec<u32>,
@@ -38,24 +37,25 @@ struct Stored {
     log_probabilities: Vec<Vec<f32>>,
 }
 
-/// The stored probabilities of these examples, by row.
+/// The stored probabilities of some rows, by their ids.
+pub type Stored = HashMap<String, TopK>;
+
+/// Reads what is stored with the rows of `examples`. Examples without probabilities that fit them are taken out and listed in
+/// `unfit`, or end the run with `data.strict`.
 ///
 /// # Errors
-/// A file cannot be read, or a row has none, or some that do not fit its answer or the vocabulary.
-pub fn read(
-    config: &RunConfig,
-    examples: &[Example],
-    vocab_size: usize,
-) -> Result<HashMap<String, TopK>> {
+/// A file cannot be read, no example is left, or the ids are those of another tokenizer.
+pub fn read(config: &RunConfig, examples: &mut Examples, vocab_size: usize) -> Result<Stored> {
     let paths: Vec<PathBuf> = match config.generate {
         Some(_) => vec![config.generated_data_dir().join("dataset.jsonl")],
         None => config.data.path.clone(),
     };
-    let mut wanted: HashMap<&str, &Example> = HashMap::new();
-    for example in examples {
-        wanted.insert(&example.id, example);
-    }
-    let mut found = HashMap::new();
+    let wanted: HashMap<&str, &Example> = examples
+        .examples
+        .iter()
+        .map(|example| (example.id.as_str(), example))
+        .collect();
+    let mut found: HashMap<String, Result<TopK>> = HashMap::new();
     let (mut hits, mut learnt) = (0, 0);
     for path in &paths {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -76,38 +76,53 @@ pub fn read(
             let Some(example) = wanted.get(id.as_str()) else {
                 continue;
             };
-            ensure_new(&found, &id)?;
-            let stored = sysgen.and_then(|sysgen| sysgen.teacher).with_context(|| {
-                format!("{place}: the row has no `sysgen.teacher`; generate with a teacher's top k, or set distill.teacher")
-            })?;
-            let top = fitting(stored, example, vocab_size).with_context(|| place.clone())?;
-            let targets = learnt_ids(example);
-            let words = top.ids.chunks(top.k);
-            hits += targets
-                .zip(words)
-                .filter(|(id, words)| words.contains(id))
-                .count();
-            learnt += example.supervised();
-            found.insert(id, top);
+            let top = match found.contains_key(&id) {
+                true => Err(anyhow!("another row has this id, by which they are found")),
+                false => sysgen
+                    .and_then(|sysgen| sysgen.teacher)
+                    .context("the row has no `sysgen.teacher`; generate with a teacher's top k, or set distill.teacher")
+                    .and_then(|stored| fitting(stored, example, vocab_size)),
+            };
+            if let Ok(top) = &top {
+                let words = top.ids.chunks(top.k);
+                hits += learnt_ids(example)
+                    .zip(words)
+                    .filter(|(id, words)| words.contains(id))
+                    .count();
+                learnt += example.supervised();
+            }
+            found.insert(id, top.context(place));
         }
     }
-    for example in examples {
+    let mut kept = Stored::new();
+    for example in std::mem::take(&mut examples.examples) {
+        match found.remove(&example.id) {
+            Some(Ok(top)) => {
+                kept.insert(example.id.clone(), top);
+                examples.examples.push(example);
+            }
+            Some(Err(reason)) => {
+                let reason = format!("{reason:#}");
+                examples.unfit.push((example.id, reason));
+            }
+            None => {
+                let reason = "the row has no stored probabilities".to_string();
+                examples.unfit.push((example.id, reason));
+            }
+        }
+    }
+    if let Some((id, reason)) = examples.unfit.first() {
+        ensure!(!config.data.strict, "{id}: {reason} (data.strict is set)");
         ensure!(
-            found.contains_key(&example.id),
-            "the row `{}` has no stored probabilities in {}",
-            example.id,
-            paths
-                .iter()
-                .map(|p| p.display().to_string())
-                .collect::<Vec<_>>()
-                .join(", ")
+            !kept.is_empty(),
+            "no row has stored probabilities that fit it; the first one, {id}: {reason}"
         );
     }
     ensure!(
         hits as f64 >= LEAST_SHARE * learnt as f64,
         "only {hits} of {learnt} learnt tokens are among the teacher's stored words: they are ids of another tokenizer"
     );
-    Ok(found)
+    Ok(kept)
 }
 
 fn learnt_ids(example: &Example) -> impl Iterator<Item = &u32> {
@@ -115,8 +130,8 @@ fn learnt_ids(example: &Example) -> impl Iterator<Item = &u32> {
     learnt.filter(|(_, learn)| **learn).map(|(id, _)| id)
 }
 
-fn fitting(stored: Stored, example: &Example, vocab_size: usize) -> Result<TopK> {
-    let Stored {
+fn fitting(stored: StoredTeacher, example: &Example, vocab_size: usize) -> Result<TopK> {
+    let StoredTeacher {
         top_k,
         answer_ids,
         ids,

@@ -32,7 +32,7 @@ pub(crate) struct Summary {
     pub(crate) steps: usize,
     /// Rows trained on.
     rows: usize,
-    /// Rows that were too long to be used.
+    /// Rows that were too long to be used, or that their stored probabilities do not fit.
     rows_dropped: usize,
     /// Tokens seen.
     num_tokens: u64,
@@ -42,6 +42,12 @@ pub(crate) struct Summary {
     nonfinite_steps: usize,
     /// Seconds in optimizer steps.
     seconds: f64,
+    /// Tokens seen by seconds in steps.
+    #[serde(default)]
+    tokens_per_second: f64,
+    /// Tokens learnt by seconds in steps.
+    #[serde(default)]
+    supervised_tokens_per_second: f64,
     /// Seconds from the program's start to the beginning of its first step, in the process that finished the run.
     start_to_first_step_seconds: Option<f64>,
     /// The most memory the process has held, in MiB.
@@ -77,6 +83,8 @@ impl Summary {
             supervised_tokens: 0,
             nonfinite_steps: 0,
             seconds: 0.0,
+            tokens_per_second: 0.0,
+            supervised_tokens_per_second: 0.0,
             start_to_first_step_seconds: None,
             peak_memory_mib: None,
             best_step: None,
@@ -93,11 +101,14 @@ impl Summary {
     pub(crate) fn add_training(&mut self, finished: &Finished, examples: &Examples) {
         self.steps = finished.progress.step;
         self.rows = examples.examples.len();
-        self.rows_dropped = examples.dropped.len();
+        self.rows_dropped = examples.dropped.len() + examples.unfit.len();
         self.num_tokens = finished.progress.num_tokens;
         self.supervised_tokens = finished.progress.supervised_tokens;
         self.nonfinite_steps = finished.progress.nonfinite_steps;
         self.seconds = finished.progress.seconds;
+        let speed = |tokens: u64| tokens as f64 / self.seconds.max(1e-9);
+        self.tokens_per_second = speed(self.num_tokens);
+        self.supervised_tokens_per_second = speed(self.supervised_tokens);
         self.start_to_first_step_seconds = finished.start_to_first_step_seconds;
         self.peak_memory_mib = peak_rss_mib();
         self.best_step = finished.best_step;
@@ -123,15 +134,15 @@ impl Summary {
             ));
         }
         if self.steps > 0 {
-            let speed = self.num_tokens as f64 / self.seconds.max(1e-9);
             lines.push(format!(
-                "Training: {} steps on {} rows, {} tokens ({} learnt), {:.0} s, {speed:.0} tokens/s ({:.0} learnt)",
+                "Training: {} steps on {} rows, {} tokens ({} learnt), {:.0} s, {:.0} tokens/s ({:.0} learnt)",
                 self.steps,
                 self.rows,
                 self.num_tokens,
                 self.supervised_tokens,
                 self.seconds,
-                self.supervised_tokens as f64 / self.seconds.max(1e-9)
+                self.tokens_per_second,
+                self.supervised_tokens_per_second
             ));
             let ended = if self.stopped_early {
                 "stopped early; "
@@ -199,7 +210,11 @@ impl Summary {
             ("seconds in steps", format!("{:.1}", self.seconds)),
             (
                 "tokens per second",
-                format!("{:.0}", self.num_tokens as f64 / self.seconds.max(1e-9)),
+                format!("{:.0}", self.tokens_per_second),
+            ),
+            (
+                "learnt tokens per second",
+                format!("{:.0}", self.supervised_tokens_per_second),
             ),
             ("training loss at the end", number(self.train_loss)),
             ("held-out loss before", number(self.held_out_loss_before)),

@@ -10,8 +10,8 @@ use anyhow::{Result, bail};
 use super::origin::{Origins, key_and_section};
 use super::{
     ALL_LINEAR, AdapterExport, BestMetric, CrossTokenizer, DataSection, DeviceChoice,
-    DistillSection, Engine, GenerateSection, HubDataset, RunConfig, TrainSection, Variant,
-    VerifyMethod,
+    DistillSection, Engine, GenerateSection, HubDataset, RunConfig, SaveStrategy, TrainSection,
+    Variant, VerifyMethod,
 };
 
 /// A file repeated more often than this in one epoch is a slip of the pen.
@@ -537,6 +537,12 @@ fn check_train(train: &TrainSection, given: &Given) -> Result<()> {
         "train.gradient_accumulation_steps",
     )?;
     given.at_least(train.logging_steps, 1, "train.logging_steps")?;
+    given.check(
+        train.save_strategy == SaveStrategy::Steps || train.save_steps == 0,
+        "train.save_steps",
+        train.save_steps,
+        "cannot go with save_strategy = \"epoch\"; leave one of both out",
+    )?;
     given.at_least(train.max_nonfinite_steps, 1, "train.max_nonfinite_steps")?;
     let above_zero = |value: f64| value.is_finite() && value > 0.0;
     for (value, key) in [

@@ -102,6 +102,8 @@ pub struct TrainSection {
     /// Other programs that can watch: `"tensorboard"` writes event files under `<output_dir>/runs`; default none.
     #[serde(deserialize_with = "one_or_many", serialize_with = "write_one_or_many")]
     pub report_to: Vec<ReportTo>,
+    /// When checkpoints are saved on the way; default `steps`.
+    pub save_strategy: SaveStrategy,
     /// Optimizer steps between checkpoints, 0 for only at the end; default 0.
     pub save_steps: usize,
     /// Checkpoints kept, 0 for all; default 2.
@@ -155,6 +157,7 @@ impl Default for TrainSection {
             metric_for_best_model: BestMetric::EvalLoss,
             obedience_probe: false,
             report_to: Vec::new(),
+            save_strategy: SaveStrategy::Steps,
             save_steps: 0,
             save_total_limit: 2,
             logging_steps: 1,
@@ -221,6 +224,17 @@ pub enum BestMetric {
 pub enum ReportTo {
     /// Event files as TensorBoard reads them.
     Tensorboard,
+}
+
+/// When checkpoints are saved on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SaveStrategy {
+    /// Every `save_steps` optimizer steps.
+    #[default]
+    Steps,
+    /// At the end of each pass over the rows.
+    Epoch,
 }
 
 /// The optimizer.

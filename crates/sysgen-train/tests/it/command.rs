@@ -124,7 +124,7 @@ fn a_signal_saves_and_the_same_command_goes_on() {
     succeeds(&undisturbed.run(&["-q"]));
 
     let folder = Folder::new("max_steps = 60");
-    for signal in ["-TERM", "-INT"] {
+    for signal in ["-TERM", "-INT", "-USR1"] {
         let child = folder
             .command(&[])
             .stdout(Stdio::piped())

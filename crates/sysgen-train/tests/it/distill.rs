@@ -2,6 +2,7 @@
 //! teacher that is run, tokenizers compared, two tokenizations aligned.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use safetensors::SafeTensors;
@@ -14,8 +15,9 @@ use sysgen_ops::{AdamW, Distillation, Divergence, Teacher, linear_distillation};
 use sysgen_train::align::align;
 use sysgen_train::batch::Batch;
 use sysgen_train::distill::{Distiller, Vocabularies, compare, distiller};
-use sysgen_train::example::Example;
+use sysgen_train::example::{Example, Examples};
 use sysgen_train::optim::Optimizer;
+use sysgen_train::stored_teacher::{self, Stored};
 use sysgen_train::trainer::{StepReport, Trainer};
 
 use crate::fixture;
@@ -268,6 +270,18 @@ impl World {
         )
     }
 
+    /// What is stored with the rows, and the examples it fits.
+    fn stored(&self, strict: bool) -> anyhow::Result<(Stored, Examples)> {
+        let mut examples = Examples {
+            examples: self.examples.clone(),
+            ..Examples::default()
+        };
+        let mut config = self.config.clone();
+        config.data.strict = strict;
+        let stored = stored_teacher::read(&config, &mut examples, fixture::VOCAB)?;
+        Ok((stored, examples))
+    }
+
     /// Conversations packed two in a row.
     fn batch(&self) -> Batch {
         Batch::new(&self.examples, &[vec![0, 1], vec![2, 3], vec![4, 5]], 2)
@@ -328,7 +342,9 @@ fn stored_probabilities_of_all_words_are_the_teacher_itself() {
         ..run.clone()
     };
     let online = world.step(world.distiller(&run).unwrap());
-    let offline = world.step(world.distiller(&stored).unwrap());
+    let (probabilities, examples) = world.stored(false).unwrap();
+    assert!(examples.unfit.is_empty());
+    let offline = world.step(Distiller::of_stored(&stored, Arc::new(probabilities)));
     assert!(
         (online.loss - offline.loss).abs() < 1e-5,
         "{online:?} {offline:?}"
@@ -340,11 +356,10 @@ fn stored_probabilities_of_all_words_are_the_teacher_itself() {
 }
 
 #[test]
-fn stored_probabilities_that_do_not_fit_are_refused_with_the_row() {
+fn a_row_that_does_not_fit_its_stored_probabilities_is_counted_and_left_out() {
     let world = World::new();
-    let stored = DistillSection::default();
     type Change = fn(&mut Value);
-    let cases: [(&str, Change); 4] = [
+    let cases: [(&str, Change); 6] = [
         ("tokens with its stop token", |teacher| {
             teacher["ids"].as_array_mut().unwrap().pop();
         }),
@@ -355,18 +370,45 @@ fn stored_probabilities_that_do_not_fit_are_refused_with_the_row() {
         ("logarithms", |teacher| {
             teacher["log_probabilities"][0][0] = json!(0.5);
         }),
+        ("other tokens than those the teacher wrote", |teacher| {
+            teacher["answer_ids"] = json!([1, 2, 3]);
+        }),
+        ("no `sysgen.teacher`", |teacher| *teacher = Value::Null),
     ];
     for (expected, change) in cases {
-        world.store(8, change);
-        let said = format!("{:#}", world.distiller(&stored).err().unwrap());
+        let number = std::cell::Cell::new(0);
+        world.store(fixture::VOCAB, |teacher| {
+            number.set(number.get() + 1);
+            if number.get() == 3 {
+                change(teacher);
+            }
+        });
+        let (stored, examples) = world.stored(false).unwrap();
+        assert_eq!([stored.len(), examples.examples.len()], [5, 5]);
+        let (id, reason) = &examples.unfit[0];
         assert!(
-            said.contains(expected) && said.contains("rows.jsonl:1"),
-            "{said}"
+            id == "row-2" && reason.contains(expected) && reason.contains("rows.jsonl:3"),
+            "{id}: {reason}"
         );
+        let said = format!("{:#}", world.stored(true).err().unwrap());
+        assert!(said.contains(expected) && said.contains("strict"), "{said}");
+
+        world.store(fixture::VOCAB, change);
+        let said = format!("{:#}", world.stored(false).err().unwrap());
+        assert!(said.contains("no row") && said.contains(expected), "{said}");
     }
-    world.store(8, |teacher| *teacher = Value::Null);
-    let said = format!("{:#}", world.distiller(&stored).err().unwrap());
-    assert!(said.contains("sysgen.teacher"), "{said}");
+}
+
+#[test]
+fn stored_probabilities_of_another_tokenizer_are_refused() {
+    let world = World::new();
+    world.store(8, |teacher| {
+        for words in teacher["ids"].as_array_mut().unwrap() {
+            *words = json!((0..8).map(|word| 200 + word).collect::<Vec<_>>());
+        }
+    });
+    let said = format!("{:#}", world.stored(false).err().unwrap());
+    assert!(said.contains("another tokenizer"), "{said}");
 }
 
 /// The fixture's tokenizer with one more token, `re`.

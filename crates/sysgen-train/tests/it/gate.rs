@@ -5,9 +5,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::Message;
-use sysgen_core::config::{DefaultSystem, SystemRole};
-use sysgen_train::check::{Findings, Subject, Verdict, check, preview, same_ids};
+use sysgen_core::RunConfig;
+use sysgen_core::config::{CrossTokenizer, DefaultSystem, DistillSection, SystemRole};
+use sysgen_train::check::{Findings, Subject, Taught, Verdict, check, preview, same_ids};
 use sysgen_train::check_page;
+use sysgen_train::distill;
 use sysgen_train::example::{Example, Examples, prepare};
 use sysgen_train::rows::Row;
 
@@ -24,6 +26,7 @@ fn subject<'a>(chat: &'a Chat, rows: &'a [Row], examples: &'a Examples) -> Subje
         dropped: &examples.dropped,
         default_system: DefaultSystem::Keep,
         assistant_only_loss: true,
+        teacher: None,
     }
 }
 
@@ -62,7 +65,7 @@ fn a_sound_data_set_passes() {
     let dir = tempfile::tempdir().unwrap();
     fixture::model_folder(dir.path());
     let findings = findings(dir.path(), &fixture::rows(20));
-    assert_eq!(findings.gates.len(), 9);
+    assert_eq!(findings.gates.len(), 10);
     passes(&findings);
 }
 
@@ -445,5 +448,69 @@ fn rows_that_lose_something_are_named_but_do_not_stop_a_run() {
     assert!(
         note.contains("lost history") && note.contains("raise train.max_length"),
         "{note}"
+    );
+}
+
+#[test]
+fn a_teacher_of_other_tokens_is_refused_or_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str, rows: usize| {
+        let path = dir.path().join(name);
+        fixture::model_folder_with(&path, TEMPLATE, rows);
+        path
+    };
+    let (chat, rows) = (fixture::chat(&folder("student", VOCAB)), fixture::rows(4));
+    let examples = prepare(&chat, &rows, 512, true);
+    let of = |path: std::path::PathBuf, cross_tokenizer: CrossTokenizer| {
+        let distill = DistillSection {
+            teacher: path,
+            ..DistillSection::default()
+        };
+        let teacher = distill::teacher_chat(&RunConfig::default(), &distill).unwrap();
+        let found = distill::vocabularies(&distill, &chat, &teacher, VOCAB, &rows).unwrap();
+        let taught = Subject {
+            teacher: Some(Taught::ByModel(found, cross_tokenizer)),
+            ..subject(&chat, &rows, &examples)
+        };
+        check(&taught).unwrap()
+    };
+    passes(&of(folder("same", VOCAB), CrossTokenizer::Refuse));
+    let padded = of(folder("padded", VOCAB + 12), CrossTokenizer::Refuse);
+    assert!(padded.problems().is_empty());
+    assert!(padded.notes()[0].contains("272 and 260 rows"), "{padded:?}");
+
+    // The same words under other ids: nothing but their content tells.
+    let swapped = folder("swapped", VOCAB);
+    let file = swapped.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (a, b) = (vocab["a"].clone(), vocab["b"].clone());
+    vocab.insert("a".to_string(), b);
+    vocab.insert("b".to_string(), a);
+    std::fs::write(&file, tokenizer.to_string()).unwrap();
+    refuses(
+        &of(swapped.clone(), CrossTokenizer::Refuse),
+        &[
+            "different vocabularies",
+            "\"a\" for the student and \"b\"",
+            "cross_tokenizer = \"uld\"",
+        ],
+    );
+    let uld = of(swapped, CrossTokenizer::Uld);
+    assert!(
+        uld.problems().is_empty() && uld.notes()[0].contains("ULD"),
+        "{uld:?}"
+    );
+
+    let unfit = [("row-1".to_string(), "it has none".to_string())];
+    let stored = Subject {
+        teacher: Some(Taught::ByRows(&unfit)),
+        ..subject(&chat, &rows, &examples)
+    };
+    let findings = check(&stored).unwrap();
+    assert!(findings.problems().is_empty());
+    assert!(
+        findings.notes()[0].contains("1 row(s) (row-1)"),
+        "{findings:?}"
     );
 }

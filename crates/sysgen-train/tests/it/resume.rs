@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use sysgen_chat::Chat;
 use sysgen_core::RunConfig;
 use sysgen_core::config::{
-    DeviceChoice, DistillSection, ModelSection, Optim, TrainDtype, TrainMethod, TrainSection,
+    DeviceChoice, DistillSection, ModelSection, Optim, SaveStrategy, TrainDtype, TrainMethod,
+    TrainSection,
 };
 use sysgen_model::{Decoder, Device, ExportDtype, ModelConfig, StoredDtype, Weight};
 use sysgen_ops::Divergence;
@@ -129,6 +130,7 @@ impl World {
         for line in &mut lines {
             line.seconds = 0.0; // the only thing that may differ
             line.tokens_per_second = None;
+            line.supervised_tokens_per_second = None;
         }
         lines
     }
@@ -319,6 +321,27 @@ fn only_the_newest_checkpoints_are_kept() {
         .map(|c| c.state.progress.step)
         .collect();
     assert_eq!(steps, [9, 12]);
+}
+
+#[test]
+fn every_epoch_can_be_kept() {
+    let world = World::new(TrainSection {
+        save_strategy: SaveStrategy::Epoch,
+        save_steps: 0,
+        save_total_limit: 0,
+        max_steps: 0,
+        num_train_epochs: 2.5,
+        ..train()
+    });
+    let steps = world.run().order().steps_per_epoch();
+    let last = world.finish().progress.step;
+    assert!(
+        steps > 1 && last > 2 * steps,
+        "{last} steps, {steps} an epoch"
+    );
+    let found = checkpoint::find(world.output.path()).unwrap().complete;
+    let saved: Vec<usize> = found.iter().map(|c| c.state.progress.step).collect();
+    assert_eq!(saved, [steps, 2 * steps, last]);
 }
 
 #[test]

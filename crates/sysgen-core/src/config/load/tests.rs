@@ -407,13 +407,11 @@ fn an_update_on_the_way_back_needs_one_micro_batch_and_no_clip() {
 
 #[test]
 fn devices_are_gpus_or_the_cpu_each_gpu_once() {
-    let with = |devices: &str| {
-        with(&format!("[train]\ndevices = {devices}\n"), &[])
-            .map(|config| config.train.unwrap().devices.len())
-    };
-    assert_eq!(with("[\"cuda:0\", \"cuda:3\"]"), Ok(2));
-    assert_eq!(with("[\"cpu\", \"cpu\"]"), Ok(2));
-    assert_eq!(with("\"cpu\""), Ok(1));
+    let with = |devices: &str| with(&format!("[train]\ndevices = {devices}\n"), &[]);
+    let count = |devices: &str| with(devices).unwrap().train.unwrap().devices.len();
+    assert_eq!(count("[\"cuda:0\", \"cuda:3\"]"), 2);
+    assert_eq!(count("[\"cpu\", \"cpu\"]"), 2);
+    assert_eq!(count("\"cpu\""), 1);
     for (devices, expected) in [
         (
             "[\"cuda:0\", \"auto\"]",
