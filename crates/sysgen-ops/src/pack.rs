@@ -180,6 +180,9 @@ impl Number for bf16 {
         packed: &mut [f32],
         packed_row: usize,
     ) {
+        if columns == stride && columns == packed_row {
+            return widen(&source[..depth * columns], &mut packed[..depth * columns]);
+        }
         for (k, packed) in packed.chunks_exact_mut(packed_row).take(depth).enumerate() {
             widen(&source[k * stride..][..columns], &mut packed[..columns]);
         }
