@@ -82,7 +82,7 @@ def main():
         kills = 0
         words = command(program, killed, data, options.steps, options.extra)
         # Long enough on the average to reach the next checkpoint now and then, so that the kills spread over the run.
-        longest = 3.0 * whole / options.kills
+        longest = 2.0 * whole / options.kills
         while kills < options.kills:
             child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             kills += killing.kill_after([child], random.uniform(0.0, longest))

@@ -23,6 +23,7 @@ use sysgen_core::record::Record;
 pub(crate) use hub::source_name;
 pub use hub::with_local_files;
 
+pub use container::is_json_lines;
 pub use counts::{FileCounts, Places, ReadCounts};
 pub use turns::{Row, Turn};
 

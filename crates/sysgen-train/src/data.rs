@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::formats;
 use anyhow::{Result, bail};
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::RunConfig;
@@ -51,7 +52,7 @@ pub(crate) fn load(config: &RunConfig, train: &TrainSection, cache: Option<&Path
     let model = ModelConfig::from_directory(&config.model.path)?;
     method::lora(train, &model)?;
     let chat = load_chat(config)?;
-    let found = training_rows(config)?;
+    let found = training_rows(config, &|path| formats::read(config, path))?;
     for bad in found.bad.iter().take(NAMED_ROWS) {
         tracing::warn!("{} is left out: {}", bad.place, bad.reason);
     }

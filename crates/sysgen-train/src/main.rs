@@ -7,6 +7,7 @@ mod bench;
 mod data;
 mod doctor;
 mod flops;
+mod formats;
 mod golden;
 mod matmul;
 mod merge;

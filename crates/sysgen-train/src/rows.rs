@@ -99,41 +99,52 @@ struct Provenance {
 /// # Errors
 /// When the file cannot be read; a bad row is not an error but part of the result.
 pub fn read_rows(path: &Path) -> Result<Rows> {
+    let mut found = Rows::default();
+    for (_, row) in read_each(path)? {
+        found.add(row);
+    }
+    Ok(found)
+}
+
+impl Rows {
+    /// Adds a row, or what is wrong with it.
+    pub fn add(&mut self, row: Result<Row, BadRow>) {
+        match row {
+            Ok(row) => self.rows.push(row),
+            Err(bad) => self.bad.push(bad),
+        }
+    }
+}
+
+/// The same, line by line, with the numbers of the lines.
+///
+/// # Errors
+/// As [`read_rows`].
+pub fn read_each(path: &Path) -> Result<Vec<(usize, Result<Row, BadRow>)>> {
     let file_name = path.file_name().map_or_else(
         || path.display().to_string(),
         |n| n.to_string_lossy().into_owned(),
     );
-    let mut found = Rows::default();
     let mut lines = Vec::new();
     for line in read_lines(path)? {
         match line {
-            Ok(line) => lines.push(line),
+            Ok((number, text)) => lines.push((number, Ok(text))),
             // A line that is not UTF-8 is one bad row; a file that ends in the middle is not whole, and nothing to train on.
             Err(error) if format!("{error:#}").contains("cannot read further") => {
                 return Err(error);
             }
-            Err(error) => {
-                found.bad.push(BadRow {
-                    place: file_name.clone(),
-                    reason: format!("{error:#}"),
-                });
-            }
+            Err(error) => lines.push((0, Err(format!("{error:#}")))),
         }
     }
-    let read: Vec<_> = lines
-        .into_par_iter()
-        .map(|(number, text)| {
-            let place = format!("{file_name}:{number}");
-            read_row(&place, &text).map_err(|reason| BadRow { place, reason })
-        })
-        .collect();
-    for row in read {
-        match row {
-            Ok(row) => found.rows.push(row),
-            Err(bad) => found.bad.push(bad),
-        }
-    }
-    Ok(found)
+    let read = |(number, text): (usize, Result<String, String>)| {
+        let place = match number {
+            0 => file_name.clone(),
+            number => format!("{file_name}:{number}"),
+        };
+        let row = text.and_then(|text| read_row(&place, &text));
+        (number, row.map_err(|reason| BadRow { place, reason }))
+    };
+    Ok(lines.into_par_iter().map(read).collect())
 }
 
 fn read_row(place: &str, text: &str) -> Result<Row, String> {
@@ -165,11 +176,11 @@ fn read_row(place: &str, text: &str) -> Result<Row, String> {
 }
 
 /// The rows `[train]` learns from: what `[generate]` wrote, or else `data.path`, in the variant that `[train]` asks for,
-/// shuffled and limited as `[data]` says.
+/// shuffled and limited as `[data]` says. What `data.path` names is read by `read`, [`read_rows`] or a reader of more formats.
 ///
 /// # Errors
 /// When no file is named, one cannot be read or holds nothing to use, or a row is bad and `data.strict` is set.
-pub fn training_rows(config: &RunConfig) -> Result<Rows> {
+pub fn training_rows(config: &RunConfig, read: &dyn Fn(&Path) -> Result<Rows>) -> Result<Rows> {
     let generated = config.generate.is_some();
     let paths = if generated {
         vec![config.generated_data_dir().join("dataset.jsonl")]
@@ -182,7 +193,10 @@ pub fn training_rows(config: &RunConfig) -> Result<Rows> {
     );
     let mut found = Rows::default();
     for (set, path) in paths.iter().enumerate() {
-        let rows = read_rows(path)?;
+        let rows = match generated {
+            true => read_rows(path)?,
+            false => read(path)?,
+        };
         found.bad.extend(rows.bad);
         for row in rows.rows {
             let id = row.id.clone();

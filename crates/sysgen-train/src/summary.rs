@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sysgen_core::RunConfig;
+use sysgen_core::config::HubDataset;
 use sysgen_core::files::write_atomically;
 use sysgen_core::hash::{hash_bytes, hash_file};
 use sysgen_core::measure::peak_rss_mib;
@@ -270,7 +271,10 @@ fn json_path(output_dir: &Path) -> PathBuf {
 fn inputs(config: &RunConfig) -> Result<String> {
     let mut parts = vec![config.to_toml()];
     for path in &config.data.path {
-        parts.push(hash_file(path)?);
+        // A data set of the Hub is named by its revision, which is part of the config.
+        if HubDataset::named_by(path).is_none() {
+            parts.push(hash_file(path)?);
+        }
     }
     for folder in [config.model.path.as_path(), config.generate_model()] {
         let mut files: Vec<String> = std::fs::read_dir(folder)

@@ -62,13 +62,6 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
         for path in &config.data.path {
             if HubDataset::named_by(path).is_none() {
                 given.file(path, "data.path")?;
-            } else if config.generate.is_none() {
-                given.check(
-                    false,
-                    "data.path",
-                    quoted(path),
-                    "is no file, and data sets of the Hub are read by [generate] only",
-                )?;
             }
         }
         check_data(&config.data, &given)?;

@@ -65,6 +65,14 @@ pub(crate) fn for_each_entry(
     }
 }
 
+/// Whether the file at `path` has a row on each line.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn is_json_lines(path: &Path) -> Result<bool> {
+    Ok(table::separator(path).is_none() && matches!(container_of(path)?, Container::Lines))
+}
+
 enum Container {
     Empty,
     Parquet,

@@ -9,7 +9,7 @@ use sysgen_core::{Message, RunConfig};
 use sysgen_train::example::{Examples, Fit, render_rows};
 use sysgen_train::order::{DataOrder, OrderSettings};
 use sysgen_train::render_cache;
-use sysgen_train::rows::{Row, training_rows};
+use sysgen_train::rows::{Row, read_rows, training_rows};
 
 use crate::fixture;
 
@@ -139,7 +139,7 @@ fn rows_know_their_file_and_take_the_variant_that_is_asked_for() {
         }),
         ..RunConfig::default()
     };
-    let found = training_rows(&config).unwrap();
+    let found = training_rows(&config, &read_rows).unwrap();
     let sets: Vec<usize> = found.rows.iter().map(|row| row.set).collect();
     assert_eq!(sets, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]);
     let expected = [Message::user("b 5?"), Message::assistant("old")];
