@@ -8,24 +8,13 @@ Fails with the first thing that is wrong. Without playwright or a browser it say
 """
 
 import argparse
-import os
 import pathlib
-import sys
 import time
 
-WIDTHS = ((1440, 900), (390, 844))
+from browser import check, every_screen, fits, picture
+
 # A page of 50,000 rows must stay usable: the longest a person waits for a search, in seconds.
 PATIENCE = 20
-
-
-def skip(reason):
-    print(f"SKIPPED, nothing was checked: {reason}", file=sys.stderr)
-    sys.exit(0)
-
-
-def check(condition, what):
-    if not condition:
-        sys.exit(f"FAILED: {what}")
 
 
 def rows_shown(page):
@@ -42,7 +31,7 @@ def use(page, narrow):
     everything, total = rows_shown(page)
     check(everything == total > 0, "the page opens with every row")
     check(page.locator(".entry").count() < 60, "only the rows in sight are in the document")
-    check(page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], "nothing sticks out to the right")
+    fits(page, "the list")
 
     tag = page.eval_on_selector("#tag", "select => select.options[1].textContent")
     page.select_option("#tag", label=tag)
@@ -92,7 +81,7 @@ def use(page, narrow):
         page.click(".entry >> nth=1")
         page.wait_for_selector(".detail-head .back")
         check(not page.locator("#list").is_visible(), "a row takes the place of the list")
-        check(page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], "a row does not stick out")
+        fits(page, "a row")
         page.click(".detail-head .back")
         check(page.locator("#list").is_visible(), "the list comes back")
     else:
@@ -129,39 +118,14 @@ def main():
     parser.add_argument("page", type=pathlib.Path)
     parser.add_argument("--pictures", type=pathlib.Path, help="a folder for screenshots")
     arguments = parser.parse_args()
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        skip("playwright is not installed")
-    with sync_playwright() as playwright:
-        options = {"args": ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]}
-        if os.environ.get("CHROMIUM"):
-            options["executable_path"] = os.environ["CHROMIUM"]
-        try:
-            browser = playwright.chromium.launch(**options)
-        except Error as error:
-            skip(str(error).splitlines()[0])
-        for width, height in WIDTHS:
-            for scheme in ("light", "dark"):
-                print(f"{width} pixels, {scheme}")
-                context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-                page = context.new_page()
-                wrong, asked = [], []
-                page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-                page.on("pageerror", lambda error: wrong.append(str(error)))
-                page.on("request", lambda request: asked.append(request.url))
-                page.goto(arguments.page.resolve().as_uri())
-                page.wait_for_selector(".detail-head", state="attached", timeout=PATIENCE * 1000)
-                settled(page)
-                if arguments.pictures:
-                    arguments.pictures.mkdir(parents=True, exist_ok=True)
-                    page.screenshot(path=arguments.pictures / f"{width}-{scheme}.png", full_page=True)
-                use(page, width < 600)
-                check(not wrong, f"the console says {wrong}")
-                outside = [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
-                check(not outside, f"the page asks the network for {outside}")
-                context.close()
-        browser.close()
+
+    def look(page, name, narrow):
+        page.wait_for_selector(".detail-head", state="attached", timeout=PATIENCE * 1000)
+        settled(page)
+        picture(page, arguments.pictures, name)
+        use(page, narrow)
+
+    every_screen(arguments.page, look)
     print("the page works")
 
 

@@ -14,11 +14,12 @@ overflow-wrap:anywhere}th{font-weight:500}td.number{text-align:right;font-varian
 .passed{color:var(--good)}.refused{color:var(--bad)}.note{color:var(--note)}\
 .card{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.75rem;margin:.75rem 0}\
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.25rem 0;font:.85rem/1.5 ui-monospace,monospace}\
-mark{background:var(--learnt);color:inherit;border-radius:.2rem}svg{width:100%;height:auto;display:block}\
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.75rem}\
+mark{background:var(--learnt);color:var(--ink);border-radius:.2rem}svg{width:100%;height:auto;display:block}\
+.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.75rem}.curves .card{margin:0}\
 dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.5rem;margin:0}\
 dt{color:var(--faint);font-size:.85rem}dd{margin:0;font-size:1.15rem;overflow-wrap:anywhere}\
-@media(max-width:40rem){table.gates thead{display:none}table.gates td{display:block;border:0;padding:.1rem 0}\
+@media(max-width:40rem){svg text{font-size:15px}table.gates thead{display:none}\
+table.gates td{display:block;border:0;padding:.1rem 0}table.gates td:empty{display:none}\
 table.gates tr{display:block;border-bottom:1px solid var(--line);padding:.5rem 0}}";
 
 /// A whole page around `body`.

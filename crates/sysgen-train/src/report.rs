@@ -7,7 +7,7 @@ use crate::page::{escape, page};
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 200.0;
 /// Room for the axes' words.
-const LEFT: f64 = 56.0;
+const LEFT: f64 = 64.0;
 const BOTTOM: f64 = 24.0;
 /// Points drawn of a curve; of longer runs every n-th step is taken.
 const POINTS: usize = 600;
