@@ -459,6 +459,30 @@ fn duplicates_and_contaminated_rows_are_counted_in_source_order() {
 }
 
 /// Files that pyarrow wrote (`files/make.py`), in every compression it has.
+/// The parquet crate asserts some of what a damaged file breaks; that must not end the program.
+#[test]
+fn a_parquet_file_with_any_byte_damaged_is_read_or_refused() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files");
+    let mut refused = 0;
+    for name in ["pairs-snappy.parquet", "pairs-none.parquet"] {
+        let whole = std::fs::read(folder.join(name)).unwrap();
+        for at in 4..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0xff;
+            let (_folder, data) = data(&[("rows.parquet", &damaged)]);
+            match read_records(&data) {
+                Ok((records, counts)) => assert!(records.len() <= counts.found),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    assert!(error.contains("rows.parquet: the parquet file cannot be read"));
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > 0);
+}
+
 #[test]
 fn parquet_files_are_read_in_every_compression() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files");

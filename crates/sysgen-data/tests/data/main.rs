@@ -11,7 +11,6 @@ mod formats;
 mod fuzz;
 mod golden;
 mod hub;
-mod mutations;
 mod phases;
 mod report;
 mod resume;
