@@ -67,6 +67,7 @@ def use(page, narrow):
     page.fill("#search", "no row says xyzzy plugh")
     settled(page)
     check(rows_shown(page)[0] == 0 and page.locator(".empty").is_visible(), "a search without finds says so")
+    check(page.locator(".detail-head").count() == 0, "a search without finds shows no row")
     page.click("#clear")
     settled(page)
 

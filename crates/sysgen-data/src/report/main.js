@@ -132,7 +132,11 @@ function browse(overview, index) {
     byId("list").removeAttribute("aria-busy");
     byId("count").textContent = `${number(chosen.length)} of ${number(all.length)} rows`;
     if (chosen.length && !chosen.includes(list.chosen)) list.choose(chosen[0], false);
-    else if (list.chosen >= 0) list.choose(list.chosen, false);
+    else if (chosen.length) list.choose(list.chosen, false);
+    else {
+      list.chosen = -1;
+      detail.replaceChildren();
+    }
   }
 
   /** Goes through the chunks one after the other and lets the page breathe in between. */
