@@ -7,6 +7,7 @@ mod jinja;
 mod markup;
 mod policy;
 mod render;
+mod shared_prefix;
 mod template;
 mod tokenizer;
 

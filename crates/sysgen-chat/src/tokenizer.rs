@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
+use crate::shared_prefix::{SharedPrefix, cuts_before_spaces};
 use crate::template::SpecialTokens;
 
 /// Text <-> ids.
@@ -21,6 +22,8 @@ pub struct Tokenizer {
     has_dummy_prefix: bool,
     stop_ids: Vec<u32>,
     vocab_size: usize,
+    /// Where texts may be cut without a change of their ids.
+    shared_prefix: Option<SharedPrefix>,
 }
 
 impl Tokenizer {
@@ -71,6 +74,7 @@ impl Tokenizer {
             has_dummy_prefix: false,
             stop_ids: Vec::new(),
             vocab_size,
+            shared_prefix: None,
         };
         for name in ["bos_token", "eos_token"] {
             if let Some(text) = tokenizer.special_tokens.get(name)
@@ -87,6 +91,7 @@ impl Tokenizer {
         tokenizer.has_dummy_prefix = ["a", "Hello"]
             .iter()
             .any(|text| tokenizer.after("\n", text) != Some(tokenizer.encode(text)));
+        tokenizer.shared_prefix = cuts_before_spaces(&tokenizer.inner).then(SharedPrefix::default);
         tokenizer.stop_ids.extend(tokenizer.special_id("eos_token"));
         for file in ["generation_config.json", "config.json"] {
             for id in id_list(&read_json(dir, file)?["eos_token_id"]) {
@@ -111,6 +116,13 @@ impl Tokenizer {
 
     /// The ids of a text that begins here. Never adds special tokens; special tokens written in the text are parsed.
     pub fn encode(&self, text: &str) -> Vec<u32> {
+        match &self.shared_prefix {
+            Some(shared) => shared.encode(text, |part| self.encode_whole(part)),
+            None => self.encode_whole(text),
+        }
+    }
+
+    pub(crate) fn encode_whole(&self, text: &str) -> Vec<u32> {
         let encoding = self
             .inner
             .encode_fast(text, false)
@@ -211,6 +223,11 @@ impl Tokenizer {
     /// The id of a token's spelling.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn cuts_before_spaces(&self) -> bool {
+        self.shared_prefix.is_some()
     }
 
     /// The highest id plus one.
