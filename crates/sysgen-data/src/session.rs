@@ -1,0 +1,251 @@
+//! Rows on their way through the phases, in chunks; in each wave every row of the chunk asks for what it needs next, and each
+//! answer is in the log the moment it is known. What follows from the answers is left to `steps`, what is
+//! written in the end to `finish`.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use anyhow::{Result, bail};
+use sysgen_core::config::{GenerateSection, Variant};
+use sysgen_core::interrupt;
+
+use crate::generator::{Generator, Judgement, Outcome, Prompt};
+use crate::input::Row;
+use crate::log::{Answer, Answers, Entry, Log, Phase};
+use crate::progress::Progress;
+use crate::shard::Shard;
+use crate::steps::{Plan, Request, Step};
+use crate::summary::Summary;
+use crate::throughput::Throughput;
+
+/// Rows in flight per slot of the engine: enough that a slot which is free early finds another request.
+const ROWS_PER_SLOT: usize = 16;
+
+/// The rows' way through the phases, by the answers in the log.
+pub(crate) struct Session<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) variant: Variant,
+    /// None when no row needs the model.
+    pub(crate) log: Option<Log>,
+}
+
+impl Session<'_> {
+    pub(crate) fn answers(&self, row: &Row) -> Result<Answers> {
+        self.log
+            .as_ref()
+            .map_or_else(|| Ok(Answers::new()), |log| log.answers(&row.id))
+    }
+
+    fn next(&self, row: &Row) -> Result<Step> {
+        Ok(self.plan.next(row, &self.answers(row)?))
+    }
+
+    fn is_waiting(&self, row: &Row) -> Result<bool> {
+        Ok(matches!(self.next(row)?, Step::Ask(_)))
+    }
+
+    pub(crate) fn count_waiting(&self, rows: &[&Row]) -> Result<usize> {
+        let mut waiting = 0;
+        for row in rows {
+            waiting += usize::from(self.is_waiting(row)?);
+        }
+        Ok(waiting)
+    }
+
+    /// Has every waiting row answered, as long as nobody asks to stop.
+    pub(crate) fn answer<'g>(
+        &mut self,
+        rows: &[&Row],
+        shard: Shard,
+        generate: &GenerateSection,
+        open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        let mut waiting = Vec::new();
+        for row in rows {
+            if self.is_waiting(row)? {
+                waiting.push(*row);
+            }
+        }
+        let log = self.log.as_mut().expect("a log is open");
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let done = rows.len() - waiting.len();
+        if done > 0 || log.has_answers() {
+            tracing::info!("going on after {done} of {} rows", rows.len());
+        }
+        // Before the model is loaded: a log that cannot be written is known at once.
+        log.write_to(shard)?;
+        let mut generator = open()?;
+        tracing::info!(
+            "writing system messages and answers for {} rows",
+            waiting.len()
+        );
+        let expected = waiting.iter().map(|row| self.answers_to_come(row)).sum();
+        let throughput = Throughput::of(&summary.dataset.with_file_name(""));
+        let mut progress = Progress::new(rows.len(), done, expected, throughput);
+        let mut outcome = Ok(());
+        let mut unanswered = BTreeMap::new();
+        for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {
+            outcome = self.go_through(chunk, generator.as_mut(), &mut progress, &mut unanswered);
+            if let Some(log) = &self.log {
+                log.sync()?;
+            }
+            if outcome.is_err() || interrupt::requested() {
+                break;
+            }
+        }
+        progress.finish();
+        (summary.tokens, summary.seconds) = progress.totals();
+        outcome?;
+        if let Some((row, reason)) = unanswered.first_key_value() {
+            bail!(
+                "{} rows were not answered, {row} because of: {reason}; all others are kept, run the same command again to ask for these once more",
+                unanswered.len()
+            );
+        }
+        Ok(())
+    }
+
+    /// About how many answers a waiting row still needs: a draft, a judgement, and one per turn.
+    fn answers_to_come(&self, row: &Row) -> usize {
+        let turns = if self.variant == Variant::OriginalAnswer {
+            0
+        } else {
+            row.turns.len()
+        };
+        let system = if row.system.is_some() { 0 } else { 2 };
+        let had = self.log.as_ref().map_or(0, |log| log.count(&row.id));
+        (system + turns).saturating_sub(had).max(1)
+    }
+
+    /// Takes the rows of one chunk through all they need, wave by wave; stops early when interrupted.
+    /// `unanswered` gets the rows that the model did not answer this time, with the reason.
+    fn go_through(
+        &mut self,
+        chunk: &[&Row],
+        generator: &mut dyn Generator,
+        progress: &mut Progress,
+        unanswered: &mut BTreeMap<String, String>,
+    ) -> Result<()> {
+        let mut waiting = chunk.to_vec();
+        while !interrupt::requested() {
+            let mut writes: Vec<Place> = Vec::new();
+            let mut prompts: Vec<Prompt> = Vec::new();
+            let mut choices: Vec<Place> = Vec::new();
+            let mut judgements: Vec<Judgement> = Vec::new();
+            let before = waiting.len();
+            let mut still_waiting = Vec::with_capacity(before);
+            for row in waiting {
+                if unanswered.contains_key(&row.id) {
+                    continue;
+                }
+                let Step::Ask(ask) = self.next(row)? else {
+                    continue;
+                };
+                still_waiting.push(row);
+                let ((phase, attempt), request) = self.plan.request(row, &ask);
+                let place = Place {
+                    row: &row.id,
+                    phase,
+                    attempt,
+                };
+                match request {
+                    Request::Complete(prompt) => {
+                        writes.push(place);
+                        prompts.push(prompt);
+                    }
+                    Request::Choose(judgement) => {
+                        choices.push(place);
+                        judgements.push(judgement);
+                    }
+                }
+            }
+            waiting = still_waiting;
+            progress.rows(before - waiting.len());
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            let asked = prompts.len() + judgements.len();
+            let mut heard = 0;
+            let mut failure = None;
+            let log = self.log.as_mut().expect("a log is open");
+            let mut note = |place: &Place, answer: Result<Answer, String>, tokens: usize| {
+                heard += 1;
+                let answer = match answer {
+                    Ok(answer) => answer,
+                    Err(reason) => {
+                        unanswered.insert(place.row.to_string(), reason);
+                        return ControlFlow::Continue(());
+                    }
+                };
+                progress.answer(tokens);
+                if let Err(error) = log.append(&place.entry(answer)) {
+                    failure = Some(error);
+                    return ControlFlow::Break(());
+                }
+                if interrupt::requested() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            if !prompts.is_empty() {
+                generator.complete(prompts, &mut |i, outcome| {
+                    let tokens = match &outcome {
+                        Outcome::Done(reply) => reply.prompt_tokens + reply.reply_tokens,
+                        _ => 0,
+                    };
+                    note(&writes[i], answer_of(outcome, Answer::Reply), tokens)
+                })?;
+            }
+            if !judgements.is_empty() && !interrupt::requested() {
+                generator.choose(judgements, &mut |i, outcome| {
+                    let tokens = match &outcome {
+                        Outcome::Done(judged) => judged.prompt_tokens,
+                        _ => 0,
+                    };
+                    note(&choices[i], answer_of(outcome, Answer::Judged), tokens)
+                })?;
+            }
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            if heard < asked && !interrupt::requested() {
+                bail!(
+                    "the engine answered {heard} of {asked} requests; this is a fault of the program"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What goes into the log; the reason when nothing does.
+fn answer_of<T>(outcome: Outcome<T>, done: fn(T) -> Answer) -> Result<Answer, String> {
+    match outcome {
+        Outcome::Done(value) => Ok(done(value)),
+        Outcome::TooLong(tokens) => Ok(Answer::TooLong(tokens)),
+        Outcome::Refused(reason) => Ok(Answer::Refused(reason)),
+        Outcome::Failed(reason) => Err(reason),
+    }
+}
+
+/// Which request an outcome belongs to.
+struct Place<'a> {
+    row: &'a str,
+    phase: Phase,
+    attempt: usize,
+}
+
+impl Place<'_> {
+    fn entry(&self, answer: Answer) -> Entry {
+        Entry {
+            row: self.row.to_string(),
+            phase: self.phase,
+            attempt: self.attempt,
+            answer,
+        }
+    }
+}
