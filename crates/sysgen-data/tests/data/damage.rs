@@ -108,3 +108,113 @@ fn a_log_that_cannot_be_written_is_known_before_the_model_is_loaded() {
     );
     assert_eq!(log(&config), before);
 }
+
+/// A copy of the embedded model and two rows for it.
+fn of_nano(folder: &std::path::Path) -> RunConfig {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let model = folder.join("model");
+    fs::create_dir(&model).unwrap();
+    for file in fs::read_dir(root.join("checkpoints/sysgen-nano")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    let rows = fs::read_to_string(root.join("configs/quickstart/instructions.jsonl")).unwrap();
+    let rows: Vec<&str> = rows.lines().take(2).collect();
+    fs::write(folder.join("rows.jsonl"), rows.join("\n")).unwrap();
+    let prompt = |name: &str| root.join("configs/quickstart").join(name);
+    let text = format!(
+        "output_dir = {:?}\n[model]\npath = {model:?}\n[data]\npath = {:?}\n[generate]\nmax_length = 1024\n\
+         draft_prompt = {:?}\nverify_prompt = {:?}\n[generate.respond]\nmax_tokens = 60\n",
+        folder.join("out"),
+        folder.join("rows.jsonl"),
+        prompt("draft.txt"),
+        prompt("verify.txt"),
+    );
+    fs::write(folder.join("run.toml"), text).unwrap();
+    RunConfig::load(&folder.join("run.toml"), &[]).unwrap()
+}
+
+#[test]
+fn one_changed_number_of_the_model_is_noticed_before_it_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = of_nano(folder.path());
+    let environment = sysgen_data::Environment::default();
+    let start = || sysgen_data::run(&config, &sysgen_model::Device::flex(), &environment);
+    // Whether or not its answers are usable, they are in the log.
+    let _ = start();
+    let before = log(&config);
+    assert!(before.lines().count() > 2, "{before}");
+    for (name, said) in [
+        ("model.safetensors", "model file model.safetensors was "),
+        ("config.json", "model file config.json was "),
+        ("tokenizer.json", "chat template and tokenizer was "),
+        ("chat_template.jinja", "chat template and tokenizer was "),
+    ] {
+        let path = folder.path().join("model").join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut changed = whole.clone();
+        match name {
+            // One bit of the last weight.
+            "model.safetensors" => *changed.last_mut().unwrap() ^= 1,
+            "chat_template.jinja" => changed.extend(b" "),
+            _ => changed.extend(b"\n"),
+        }
+        fs::write(&path, changed).unwrap();
+        let error = format!("{:#}", start().unwrap_err());
+        assert!(
+            error.contains(said) && error.contains("change them back") && !error.contains('\n'),
+            "{name}: {error}"
+        );
+        fs::write(&path, whole).unwrap();
+    }
+    assert_eq!(log(&config), before);
+}
+
+/// The data set as a link to a disk that is always full.
+#[test]
+fn a_full_disk_stops_the_run_and_loses_no_answer() {
+    let bench = Bench::new();
+    let config = bench.config("out", &[]);
+    run(&config).unwrap();
+    let expected = outcome(&config);
+    run_until(&bench.config("full", &[]), Some(3)).unwrap_err();
+    let config = bench.config("full", &[]);
+    let path = data_dir(&config).join("log.jsonl");
+    let before = log(&config);
+    let dataset = data_dir(&config).join("dataset.jsonl");
+    std::os::unix::fs::symlink("/dev/full", &dataset).unwrap();
+    let error = format!("{:#}", run(&config).unwrap_err());
+    assert!(
+        error.contains("the disk is full; free some space"),
+        "{error}"
+    );
+    assert!(log(&config).starts_with(&before), "answers stay in the log");
+    assert!(!data_dir(&config).join("manifest.json").exists());
+    // As after freeing some space.
+    let _ = fs::remove_file(&dataset);
+    run(&config).unwrap();
+    assert_eq!(outcome(&config), expected);
+    assert!(path.exists());
+}
+
+#[test]
+fn a_second_writer_is_refused_and_the_first_one_goes_on() {
+    let bench = Bench::new();
+    let config = bench.config("out", &[]);
+    let mut second = None;
+    run_with(&config, &model(), || {
+        // While the first one has the folder open.
+        second = Some(format!("{:#}", run(&config).unwrap_err()));
+        Ok(Box::new(crate::scripted::Script {
+            at_once: 3,
+            dies_after: None,
+            requests: 0,
+        }))
+    })
+    .unwrap();
+    let second = second.unwrap();
+    assert!(second.contains("is in use by process"), "{second}");
+    let undisturbed = bench.config("undisturbed", &[]);
+    run(&undisturbed).unwrap();
+    assert_eq!(outcome(&config), outcome(&undisturbed));
+}
