@@ -80,6 +80,9 @@ pub(crate) struct BenchArguments {
     /// Number format of the matrix products.
     #[arg(long, value_enum, default_value_t = Format::F32, requires = "matmul")]
     dtype: Format,
+    /// Has the weight of the matrix products laid out as a model that only answers has it (CPU).
+    #[arg(long, requires = "matmul")]
+    packed: bool,
     /// auto, cpu, cuda or cuda:1.
     #[arg(long, default_value = "auto")]
     device: String,
@@ -124,7 +127,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let show = |line: String, json: String| tell(if arguments.json { json } else { line });
     doing("multiplying matrices");
     for product in &arguments.matmul {
-        let figures = matmul::measure(*product, arguments.dtype, &device)?;
+        let figures = matmul::measure(*product, arguments.dtype, arguments.packed, &device)?;
         show(matmul::line(&figures), figures.to_string());
     }
     if let Some(model) = &arguments.model {

@@ -3,11 +3,12 @@
 use std::str::FromStr;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Distribution, Tensor};
 use serde_json::{Value, json};
 use sysgen_core::measure::{least, median, rounded};
 use sysgen_model::{Device, device_name};
+use sysgen_ops::{LinearWeight, Packed};
 
 /// Products launched before the clock is read.
 const LAUNCHES: usize = 4;
@@ -55,8 +56,13 @@ pub(crate) fn dtype_name(dtype: DType) -> String {
     }
 }
 
-/// The figures of one product.
-pub(crate) fn measure(product: Product, format: Format, device: &Device) -> Result<Value> {
+/// The figures of one product; `packed`: with the weight laid out as a model that only answers has it.
+pub(crate) fn measure(
+    product: Product,
+    format: Format,
+    packed: bool,
+    device: &Device,
+) -> Result<Value> {
     let dtype = match format {
         Format::F32 => DType::F32,
         Format::Bf16 => DType::BF16,
@@ -69,14 +75,23 @@ pub(crate) fn measure(product: Product, format: Format, device: &Device) -> Resu
     );
     let Product { m, k, n } = product;
     let normal = Distribution::Normal(0.0, 1.0);
-    let x = Tensor::<2>::random([m, k], normal, device).cast(dtype);
+    // Beside packed weights x is in f32, whatever they are kept in.
+    let x = Tensor::<2>::random([m, k], normal, device);
+    let x = if packed { x } else { x.cast(dtype) };
     let weight = Tensor::<2>::random([n, k], normal, device).cast(dtype);
+    let weight =
+        match packed {
+            true => LinearWeight::Packed(Packed::pack(&weight).with_context(|| {
+                format!("--packed: {} has no packed weights", device_name(device))
+            })?),
+            false => LinearWeight::Dense(weight),
+        };
     // Nothing is left out as unused: without fusion an operation runs when it is called. One output lives at a time.
     let run = |launches: usize| -> Result<f64> {
         device.sync()?;
         let started = Instant::now();
         for _ in 0..launches {
-            sysgen_ops::linear(x.clone(), weight.clone(), None);
+            weight.project(x.clone(), None);
         }
         device.sync()?;
         Ok(started.elapsed().as_secs_f64() / launches as f64)
@@ -90,6 +105,7 @@ pub(crate) fn measure(product: Product, format: Format, device: &Device) -> Resu
         "device": device_name(device),
         "matmul": [m, k, n],
         "dtype": name,
+        "packed": packed,
         "seconds_median": median(&seconds),
         "tflops_median": tflops(median(&seconds)),
         "tflops_best": tflops(least(&seconds)),
