@@ -10,8 +10,8 @@ use crate::adapters::{Lora, PREFIX, projections};
 use crate::checkpoint::{Shard, decode};
 use crate::config::{ModelConfig, StoredDtype};
 use crate::decoder::Decoder;
+use crate::parameter::{Parameter, Weight};
 use crate::save::{write_json, write_tensors};
-use crate::weights::{Parameter, Weight};
 
 /// The settings of an adapter.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";

@@ -10,7 +10,8 @@ use sysgen_ops::{Adapter, LinearWeight, merged, row_lengths};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::names::{Kind, entries};
-use crate::weights::{Layer, Linear, Parameter, Weight, Weights};
+use crate::parameter::{Parameter, Weight};
+use crate::weights::{Layer, Linear, Weights};
 
 /// The word for every projection of a layer, as in PEFT: all linear layers but the head.
 pub const ALL_LINEAR: &str = "all-linear";

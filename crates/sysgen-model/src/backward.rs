@@ -9,8 +9,9 @@ use sysgen_ops::LinearWeight;
 
 use crate::decoder::Decoder;
 use crate::layer::{Scene, norm};
+use crate::parameter::Weight;
 use crate::tokens::Tokens;
-use crate::weights::{Layer, Weight};
+use crate::weights::Layer;
 
 /// A layer that has been run forward.
 #[allow(clippy::large_enum_variant)] // there are a few dozen

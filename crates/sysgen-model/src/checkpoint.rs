@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::config::{ModelConfig, StoredDtype};
 use crate::names::{EMBEDDING, HEAD, entries, harmless};
-use crate::weights::{Weight, WeightDtype};
+use crate::parameter::{Weight, WeightDtype};
 
 /// Where a single-file checkpoint is.
 pub(crate) const SINGLE: &str = "model.safetensors";

@@ -3,7 +3,8 @@
 use burn::tensor::{Device, Tensor};
 
 use crate::decoder::Decoder;
-use crate::weights::{Layer, Linear, Weight, Weights};
+use crate::parameter::Weight;
+use crate::weights::{Layer, Linear, Weights};
 
 impl Decoder {
     /// The same model on `device`. On the device it is on already, nothing is copied.

@@ -15,9 +15,10 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::layer::{Rotation, Scene, norm};
 use crate::names::{Entry, Kind, entries};
+use crate::parameter::{Parameter, Weight, WeightDtype};
 use crate::save::{self, ExportDtype};
 use crate::tokens::Tokens;
-use crate::weights::{Layer, Parameter, Source, Weight, WeightDtype, Weights};
+use crate::weights::{Layer, Source, Weights};
 
 /// A language model of one of the supported families. Every op computes in f32; matrices are f32 or, on the CPU, bf16, from
 /// which products widen them as they go, with the bits of an f32 copy.

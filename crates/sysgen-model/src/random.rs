@@ -10,7 +10,8 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::names::{Entry, Kind, entries};
-use crate::weights::{Weight, WeightDtype, Weights};
+use crate::parameter::{Weight, WeightDtype};
+use crate::weights::Weights;
 
 /// Where the weights of a model came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

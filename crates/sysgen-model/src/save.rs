@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::{Checkpoint, INDEX, SINGLE, Shard};
 use crate::config::{ModelConfig, StoredDtype};
 use crate::names::{EMBEDDING, HEAD, harmless};
-use crate::weights::{Parameter, Weight};
+use crate::parameter::{Parameter, Weight};
 
 /// The largest shard, in bytes of tensors: `transformers`' default of 5 GB.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
