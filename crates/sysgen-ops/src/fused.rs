@@ -17,6 +17,8 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_flex::FlexTensor;
 
+use crate::simd::scale;
+
 /// An operation on contiguous f32 slices that knows its own gradient. An input in bf16 comes as an empty slice: the operation
 /// holds it itself ([`in_bf16`]), and its gradient is f32.
 pub(crate) trait Fused: Debug + Send + Sync + 'static {
@@ -45,6 +47,25 @@ pub(crate) struct Pass<'a> {
     /// Gradient of the output.
     pub(crate) gradient: &'a [f32],
     pub(crate) wanted: &'a [bool],
+}
+
+impl Pass<'_> {
+    /// Of an operation that makes its gradients on the way forward and saves them: these, where the same gradient comes back
+    /// at every place, and what `anew` makes where it does not.
+    pub(crate) fn saved_or(self, anew: impl FnOnce(Self) -> Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+        let factor = self.gradient.first().copied().unwrap_or(1.0);
+        if self.gradient.iter().any(|&gradient| gradient != factor) {
+            return anew(Pass {
+                saved: Vec::new(),
+                ..self
+            });
+        }
+        let mut saved = self.saved;
+        if factor != 1.0 {
+            saved.iter_mut().for_each(|values| scale(values, factor));
+        }
+        saved
+    }
 }
 
 /// Whether a tensor is f32 on the CPU backend, with or without autodiff.

@@ -9,7 +9,6 @@ use crate::fused::{Fused, Numbers, Pass, numbers};
 use crate::matmul::{Block, Matrix, block};
 use crate::pack::Number;
 use crate::product::{MAX_TILE_COLUMNS, Shared};
-use crate::simd::scale;
 
 /// Logits held at a time: 32 MB, or 96 million numbers where the vocabulary is so large that 256 positions need them.
 const CHUNK_LOGITS: usize = 8 << 20;
@@ -40,17 +39,10 @@ impl Fused for LinearCrossEntropy {
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
-        let factor = pass.gradient.first().copied().unwrap_or(1.0);
-        if pass.gradient.iter().all(|&gradient| gradient == factor) {
-            let mut saved = pass.saved;
-            if factor != 1.0 {
-                saved.iter_mut().for_each(|values| scale(values, factor));
-            }
-            return saved;
-        }
-        drop(pass.saved);
-        let weights: Vec<f32> = pass.gradient.iter().map(|g| g * self.weight).collect();
-        self.losses(pass.inputs, pass.wanted, &weights).1
+        pass.saved_or(|pass| {
+            let weights: Vec<f32> = pass.gradient.iter().map(|g| g * self.weight).collect();
+            self.losses(pass.inputs, pass.wanted, &weights).1
+        })
     }
 }
 

@@ -9,7 +9,6 @@ use rayon::prelude::*;
 use super::{Distillation, Divergence, Teacher, TopK, divergence::LEAST, ranked};
 use crate::fused::{self, Fused, Numbers, Pass, numbers, slice};
 use crate::matmul::{Matrix, add_product};
-use crate::simd::scale;
 
 /// Logits of one side held at a time: 32 MB.
 const CHUNK_LOGITS: usize = 8 << 20;
@@ -70,16 +69,7 @@ impl Fused for LinearDistillation {
     }
 
     fn backward(&self, pass: Pass) -> Vec<Vec<f32>> {
-        let factor = pass.gradient.first().copied().unwrap_or(1.0);
-        if pass.gradient.iter().all(|&gradient| gradient == factor) {
-            let mut saved = pass.saved;
-            if factor != 1.0 {
-                saved.iter_mut().for_each(|values| scale(values, factor));
-            }
-            return saved;
-        }
-        drop(pass.saved);
-        self.run(pass.inputs, pass.wanted, pass.gradient).1
+        pass.saved_or(|pass| self.run(pass.inputs, pass.wanted, pass.gradient).1)
     }
 }
 
