@@ -1,17 +1,19 @@
 //! Every fused operation against its plain reference: values and gradients, at odd shapes.
 #![allow(clippy::unwrap_used)]
 
+mod attention;
+#[path = "../common/mod.rs"]
 mod common;
+mod optimizer;
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 use common::{close, numbers, tensor};
 use sysgen_ops::{
-    AdamW, Adapter, AttentionShape, Distillation, Divergence, Dropout, LinearWeight, Moments, Nf4,
-    PagedCache, PagedRun, PagedShape, Segments, Teacher, TopK, adamw_step, add_rows, attention,
+    Adapter, Distillation, Divergence, Dropout, LinearWeight, Nf4, Teacher, TopK, add_rows,
     backward, geglu_tanh, linear, linear_cross_entropy, linear_distillation, lora_linear, merged,
-    nf4_linear, reference, rms_norm, rope, squared_norm, swiglu,
+    nf4_linear, reference, rms_norm, rope, swiglu,
 };
 
 /// Output and the gradients of all inputs, for a loss of the output weighted with fixed random numbers.
@@ -369,241 +371,6 @@ fn no_supervised_position_is_no_loss() {
         None,
     );
     assert_eq!(loss.dims(), [0]);
-}
-
-/// Two rows of segments: one with several (of one, two and many positions) and padding, one the whole row or all padding.
-fn segments(time: usize, second_row: u32) -> Segments {
-    let mut ids: Vec<u32> = (0..time)
-        .map(|i| match i {
-            0 => 1,
-            1 | 2 => 2,
-            _ if i < 2 * time / 3 => 3,
-            _ if i < time - time / 8 => 4,
-            _ => 0,
-        })
-        .collect();
-    ids.extend(vec![second_row; time]);
-    Segments {
-        batch: 2,
-        time,
-        ids,
-    }
-}
-
-#[test]
-fn attention_agrees() {
-    for (time, heads, kv_heads, size) in
-        [(1, 1, 1, 4), (7, 4, 2, 32), (64, 3, 1, 20), (129, 4, 4, 64)]
-    {
-        for second_row in [0, 5] {
-            for (window, softcap) in [(None, None), (Some(1), None), (Some(50), Some(2.0))] {
-                let segments = Arc::new(segments(time, second_row));
-                let shape = AttentionShape {
-                    scale: 1.0 / (size as f32).sqrt(),
-                    window,
-                    softcap,
-                };
-                let run = |fused: bool| {
-                    let q: &[usize] = &[2, time, heads, size];
-                    let kv: &[usize] = &[2, time, kv_heads, size];
-                    pass(&[q, kv, kv], |x| {
-                        let q = x[0].clone().reshape([2, time, heads, size]);
-                        let k = x[1].clone().reshape([2, time, kv_heads, size]);
-                        let v = x[2].clone().reshape([2, time, kv_heads, size]);
-                        if fused {
-                            attention(q, k, v, &segments, shape)
-                        } else {
-                            reference::attention(q, k, v, &segments, shape)
-                        }
-                    })
-                };
-                same(
-                    &format!("attention time {time} window {window:?}"),
-                    run(true),
-                    run(false),
-                );
-            }
-        }
-    }
-}
-
-#[test]
-fn paged_attention_is_attention_over_the_blocks() {
-    let device = Device::flex();
-    let time = 70;
-    for (heads, kv_heads, size) in [(4, 2, 20), (3, 3, 64), (6, 1, 90)] {
-        for (window, softcap) in [(None, None), (Some(1), None), (Some(30), Some(2.0))] {
-            let shape = AttentionShape {
-                scale: 0.3,
-                window,
-                softcap,
-            };
-            let q = tensor::<4>(1, [1, time, heads, size], &device);
-            let k = tensor::<4>(2, [1, time, kv_heads, size], &device);
-            let v = tensor::<4>(3, [1, time, kv_heads, size], &device);
-            let segments = Segments {
-                batch: 1,
-                time,
-                ids: vec![1; time],
-            };
-            let exact = numbers(reference::attention(
-                q.clone(),
-                k.clone(),
-                v.clone(),
-                &segments,
-                shape,
-            ));
-            // Every part is written and attends before the next one comes.
-            let in_parts = |block_size: usize, blocks: &[u32], parts: &[usize]| {
-                let paged = PagedShape {
-                    blocks: 9,
-                    block_size,
-                    kv_heads,
-                    head_size: size,
-                };
-                let mut cache = PagedCache::new(paged, &device, DType::F32);
-                let (mut start, mut out) = (0, Vec::new());
-                for &tokens in parts {
-                    let part = |x: &Tensor<4>| {
-                        let heads = x.dims()[2];
-                        x.clone()
-                            .narrow(1, start, tokens)
-                            .reshape([tokens, heads, size])
-                    };
-                    let run = PagedRun {
-                        tokens,
-                        start,
-                        blocks,
-                    };
-                    cache.write(part(&k), part(&v), &[run]);
-                    out.extend(numbers(cache.attend(part(&q), &[run], shape)));
-                    start += tokens;
-                }
-                out
-            };
-            let whole = in_parts(16, &[3, 0, 8, 1, 5], &[time]);
-            close("paged_attention", &whole, &exact);
-            // The same bits, whatever the blocks and the parts.
-            assert_eq!(whole, in_parts(16, &[0, 1, 2, 3, 4], &[9, 1, 37, 1, 1, 21]));
-            assert_eq!(whole, in_parts(48, &[4, 2], &[30, 40]));
-            assert_eq!(whole, in_parts(80, &[7], &[1; 70]));
-        }
-    }
-}
-
-#[test]
-fn texts_that_share_blocks_attend_as_if_each_had_its_own() {
-    let device = Device::flex();
-    let (heads, size) = (2, 24);
-    let shape = AttentionShape {
-        scale: 0.2,
-        window: None,
-        softcap: None,
-    };
-    let paged = PagedShape {
-        blocks: 6,
-        block_size: 16,
-        kv_heads: heads,
-        head_size: size,
-    };
-    let rows = |seed, tokens| tensor::<3>(seed, [tokens, heads, size], &device);
-    let fill = |blocks: [&'static [u32]; 2], shared: bool| {
-        let mut cache = PagedCache::new(paged, &device, DType::F32);
-        let run = |text: usize, start, tokens| PagedRun {
-            tokens,
-            start,
-            blocks: blocks[text],
-        };
-        let prefixes = if shared { 1 } else { 2 };
-        for text in 0..prefixes {
-            cache.write(rows(1, 16), rows(2, 16), &[run(text, 0, 16)]);
-        }
-        let ends = [run(0, 16, 3), run(1, 16, 5)];
-        cache.write(rows(3, 8), rows(4, 8), &ends);
-        numbers(cache.attend(rows(5, 8), &ends, shape))
-    };
-    assert_eq!(
-        fill([&[4, 1], &[4, 3]], true),
-        fill([&[0, 1], &[2, 5]], false)
-    );
-}
-
-#[test]
-fn adamw_takes_the_steps_of_its_definition() {
-    let device = Device::flex();
-    let settings = AdamW {
-        learning_rate: 1e-2,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        rounding_seed: 0,
-    };
-    let shape = [129, 257];
-    let mut parameter = tensor::<2>(1, shape, &device);
-    let mut exact: Vec<f64> = numbers(parameter.clone())
-        .iter()
-        .map(|&x| f64::from(x))
-        .collect();
-    let mut moments = Moments::zeros_like(&parameter);
-    let mut averages = vec![(0.0f64, 0.0f64); exact.len()];
-    for step in 1..=5u64 {
-        let gradient = tensor::<2>(step + 1, shape, &device);
-        let values = numbers(gradient.clone());
-        (parameter, moments) = adamw_step(parameter, gradient, moments, &settings, step);
-        for ((p, (m, v)), g) in exact.iter_mut().zip(&mut averages).zip(values) {
-            let g = f64::from(g);
-            *m = 0.9 * *m + 0.1 * g;
-            *v = 0.95 * *v + 0.05 * g * g;
-            let m = *m / (1.0 - 0.9f64.powf(step as f64));
-            let v = *v / (1.0 - 0.95f64.powf(step as f64));
-            *p = *p * (1.0 - 1e-2 * 0.1) - 1e-2 * m / (v.sqrt() + 1e-8);
-        }
-    }
-    let exact: Vec<f32> = exact.iter().map(|&x| x as f32).collect();
-    close("adamw_step", &numbers(parameter), &exact);
-}
-
-#[test]
-fn adamw_leaves_shared_tensors_alone() {
-    let device = Device::flex();
-    let parameter = tensor::<1>(1, [10], &device);
-    let before = numbers(parameter.clone());
-    let settings = AdamW {
-        learning_rate: 1.0,
-        beta1: 0.9,
-        beta2: 0.9,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        rounding_seed: 0,
-    };
-    let moments = Moments::zeros_like(&parameter);
-    let (next, _) = adamw_step(
-        parameter.clone(),
-        tensor(2, [10], &device),
-        moments,
-        &settings,
-        1,
-    );
-    assert_eq!(numbers(parameter), before);
-    assert_ne!(numbers(next), before);
-}
-
-#[test]
-fn squared_norm_is_the_sum_of_squares() {
-    let device = Device::flex();
-    let x = tensor::<2>(1, [301, 333], &device);
-    let exact: f64 = numbers(x.clone())
-        .iter()
-        .map(|&x| f64::from(x) * f64::from(x))
-        .sum();
-    assert!((squared_norm(&x) - exact).abs() < 1e-12 * exact);
-    let part = x.slice([3..5, 0..333]);
-    let exact: f64 = numbers(part.clone())
-        .iter()
-        .map(|&x| f64::from(x) * f64::from(x))
-        .sum();
-    assert!((squared_norm(&part) - exact).abs() < 1e-12 * exact);
 }
 
 #[test]
