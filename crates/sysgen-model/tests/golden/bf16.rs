@@ -46,7 +46,7 @@ fn pass(case: &Case, decoder: &Decoder) -> Vec<Vec<f32>> {
 #[test]
 fn golden_models_kept_in_bf16_have_the_bits_of_their_f32_copies() {
     for case in cases() {
-        let [wide, kept] = both(&case);
+        let [wide, kept] = both(case);
         for (wide, kept) in wide.parameters().iter().zip(kept.parameters()) {
             let matrix = kept.tensor.shape().len() == 2;
             assert_eq!(
@@ -81,7 +81,7 @@ fn golden_models_kept_in_bf16_have_the_bits_of_their_f32_copies() {
             }
         }
         // Trained themselves, their gradients are those of the f32 copy, too.
-        let gradients = |decoder: &Decoder| pass(&case, decoder).concat();
+        let gradients = |decoder: &Decoder| pass(case, decoder).concat();
         assert_same_bits(&case.name, &gradients(&wide), &gradients(&kept));
     }
 }
@@ -89,7 +89,7 @@ fn golden_models_kept_in_bf16_have_the_bits_of_their_f32_copies() {
 #[test]
 fn golden_adapters_beside_a_base_kept_in_bf16_have_the_bits_of_one_in_f32() {
     for case in cases() {
-        let [wide, kept] = both(&case);
+        let [wide, kept] = both(case);
         for (dora, dropout) in [(false, 0.0), (false, 0.3), (true, 0.0)] {
             let with = |decoder: &Decoder| {
                 let lora = Lora {
@@ -111,7 +111,7 @@ fn golden_adapters_beside_a_base_kept_in_bf16_have_the_bits_of_one_in_f32() {
                 let decoder = frozen.join(parameters);
                 let merged = decoder.clone().merged().parameters();
                 let merged = merged.iter().flat_map(|p| p.tensor.to_vec()).collect();
-                [pass(&case, &decoder), vec![merged]].concat().concat()
+                [pass(case, &decoder), vec![merged]].concat().concat()
             };
             let what = format!("{}: dora {dora}, dropout {dropout}", case.name);
             assert_same_bits(&what, &with(&wide), &with(&kept));
@@ -122,7 +122,7 @@ fn golden_adapters_beside_a_base_kept_in_bf16_have_the_bits_of_one_in_f32() {
 #[test]
 fn rounding_to_bf16_takes_the_nearest() {
     for case in cases() {
-        let [wide, _] = both(&case);
+        let [wide, _] = both(case);
         let rounded = case.decoder().in_bf16();
         for (a, b) in wide.parameters().iter().zip(rounded.parameters()) {
             if b.tensor.shape().len() == 2 {
