@@ -112,7 +112,7 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     lines.extend(table(&memory));
     if let Some(further) = further {
         lines.push(format!(
-            "  on each of the other {} devices {}: no optimizer, but all gradients of a micro-batch",
+            "  each of {} further device(s): {}, no optimizer but all gradients of a micro-batch",
             train.devices.len() - 1,
             readable(further.total())
         ));
