@@ -218,6 +218,26 @@ fn policies_come_out_of_the_exported_template_alone() {
 }
 
 #[test]
+fn an_answer_that_does_not_follow_its_generation_prompt_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = fixture::rows(3);
+    // Served, the model is asked with one more line break than it was trained behind.
+    let shifted = TEMPLATE.replace("assistant\n{% endif %}", "assistant\n\n{% endif %}");
+    fixture::model_folder_with(dir.path(), &shifted, VOCAB);
+    refuses(
+        &findings(dir.path(), &rows),
+        &["3 row(s)", "after its own generation prompt"],
+    );
+    // Without one the model has to write the answer's head itself, and learns to.
+    let headless = TEMPLATE.replace("<|role|>assistant\n{% endif %}", "{% endif %}");
+    fixture::model_folder_with(dir.path(), &headless, VOCAB);
+    passes(&findings(dir.path(), &rows));
+    let example = &fixture::examples(&fixture::chat(dir.path()), &rows)[0];
+    let text = preview(&fixture::chat(dir.path()), example, false);
+    assert!(text.contains("⟦<|role|>assistant\nRED<|end|>⟧"), "{text}");
+}
+
+#[test]
 fn two_templates_that_give_other_ids_are_told_apart() {
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fixture::model_folder(one.path());
