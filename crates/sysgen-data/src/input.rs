@@ -14,8 +14,10 @@ mod turns;
 mod words;
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 use sysgen_core::config::{DataSection, ExistingSystem};
 use sysgen_core::hash::seed_from;
 use sysgen_core::record::Record;
@@ -26,6 +28,9 @@ pub use hub::with_local_files;
 pub use container::is_json_lines;
 pub use counts::{FileCounts, Places, ReadCounts};
 pub use turns::{Row, Turn};
+
+/// Columns that an error names.
+const MOST_COLUMNS: usize = 12;
 
 /// The source data, read.
 #[derive(Clone, Debug, Default)]
@@ -116,8 +121,12 @@ pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
             .iter()
             .map(|(reason, places)| format!("{} × {reason}", places.count))
             .collect();
+        let columns = data.path.iter().find_map(|path| columns_of_first_row(path));
+        let columns = columns.map_or(String::new(), |columns| {
+            format!("; its first row has the columns {columns}: [data.columns] can say which of them hold what")
+        });
         bail!(
-            "data.path: no row of {} can be used ({})",
+            "data.path: no row of {} can be used ({}){columns}",
             files(),
             reasons.join(", ")
         );
@@ -164,6 +173,21 @@ pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
         .collect();
     counts.rows = rows.len();
     Ok(Input { rows, counts })
+}
+
+/// The names of what the first row of a file holds; none where it is no object.
+fn columns_of_first_row(path: &Path) -> Option<String> {
+    let mut columns = None;
+    // The error ends the reading after one row; what else is wrong with the file is known by now.
+    let _ = container::for_each_entry(path, &mut |entry| {
+        if let Ok(Value::Object(row)) = &entry.value {
+            let names: Vec<&str> = row.keys().map(String::as_str).take(MOST_COLUMNS).collect();
+            let more = if row.len() > names.len() { ", …" } else { "" };
+            columns = Some(format!("{}{more}", names.join(", ")));
+        }
+        bail!("one row is enough")
+    });
+    columns
 }
 
 /// The first name no other row has: its own id, its place, its place with the folder. A data set may

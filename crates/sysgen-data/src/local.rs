@@ -47,15 +47,16 @@ pub(crate) fn identity(config: &RunConfig) -> Result<ModelIdentity> {
         "chat template and tokenizer".to_string(),
         load_chat(config)?.fingerprint(),
     );
-    for path in model_files(directory, starts_at_random(config, generate))? {
-        let name = path
-            .file_name()
-            .unwrap_or(path.as_os_str())
-            .to_string_lossy()
-            .into_owned();
-        identity
-            .key
-            .insert(format!("model file {name}"), hash_file(&path)?);
+    // Whole files: a sample would not see every change. The shards of a large model are read side by side.
+    let files = model_files(directory, starts_at_random(config, generate))?;
+    let hashes: Vec<String> = files
+        .par_iter()
+        .map(|path| hash_file(path))
+        .collect::<Result<_>>()?;
+    for (path, hash) in files.iter().zip(hashes) {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let name = format!("model file {}", name.to_string_lossy());
+        identity.key.insert(name, hash);
     }
     if starts_at_random(config, generate) {
         identity.key.insert(

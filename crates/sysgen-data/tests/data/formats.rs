@@ -459,6 +459,27 @@ fn duplicates_and_contaminated_rows_are_counted_in_source_order() {
 }
 
 /// Files that pyarrow wrote (`files/make.py`), in every compression it has.
+#[test]
+fn where_no_row_can_be_used_the_columns_are_named() {
+    for (name, content, words) in [
+        (
+            "rows.csv",
+            "a;b\n1;2\n",
+            "1 × unknown format); its first row has the columns a;b: [data.columns]",
+        ),
+        (
+            "rows.json",
+            "[{\"topic\":1,\"text\":\"x\"}]",
+            "the columns topic, text: [data.columns]",
+        ),
+        ("rows.jsonl", "[1]\n", "1 × not a JSON object)"),
+    ] {
+        let (_folder, data) = data(&[(name, content.as_bytes())]);
+        let error = read(&data, 0).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
 /// The parquet crate asserts some of what a damaged file breaks; that must not end the program.
 #[test]
 fn a_parquet_file_with_any_byte_damaged_is_read_or_refused() {
