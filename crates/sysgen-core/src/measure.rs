@@ -10,6 +10,11 @@ pub fn peak_rss_mib() -> Option<u64> {
     Some(kib.div_ceil(1024))
 }
 
+/// Lets [`peak_rss_mib`] count from here on, from what the process holds now. False where the system does not allow it.
+pub fn forget_peak_rss() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// Seconds since this process was started; `None` where the system does not tell (all but Linux).
 pub fn process_seconds() -> Option<f64> {
     /// `USER_HZ`, which Linux has fixed for all programs (`man 5 proc`).
@@ -63,6 +68,10 @@ mod tests {
     #[test]
     fn a_process_has_memory_and_an_age() {
         assert!(peak_rss_mib().is_some_and(|mib| mib > 0));
+        let before = std::hint::black_box(vec![1u8; 256 << 20]).len() as u64 >> 20;
+        assert!(peak_rss_mib().is_some_and(|mib| mib > before));
+        let forgotten = forget_peak_rss();
+        assert!(!forgotten || peak_rss_mib().is_some_and(|mib| mib < before));
         assert!(process_seconds().is_some_and(|seconds| (0.0..3600.0).contains(&seconds)));
     }
 }

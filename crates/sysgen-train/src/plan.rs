@@ -3,22 +3,20 @@
 //! All formulae are here. They follow what this trainer keeps (`sysgen_model::backward`, `sysgen_ops`), counted in numbers
 //! of the size given by [`Formats`]; `BENCHMARKS.md` has them beside measured peaks.
 
-use sysgen_core::config::{TrainMethod, TrainSection};
-use sysgen_model::{Lora, ModelConfig, parameter_shapes};
+use sysgen_core::config::{Optim, TrainDtype, TrainMethod, TrainSection};
+use sysgen_model::{Lora, ModelConfig, StoredDtype, parameter_shapes};
 use sysgen_ops::{moments8_bytes, nf4_bytes};
 
-/// Logits the loss holds at a time: 32 MB on the CPU (`sysgen_ops::linear_cross_entropy`), on a device a slice of the
-/// vocabulary of at most 384 MiB.
-const CPU_LOGITS: u64 = 32 << 20;
+/// On a device the loss holds a slice of the vocabulary of at most 384 MiB.
 const DEVICE_LOGITS: u64 = 384 << 20;
-/// What the program, its runtime and the tokenizer take before the first tensor; a CUDA context on a device.
+/// What the program, its runtime, the tokenizer and some rows take before the first tensor; a CUDA context on a device.
 const CPU_PROGRAM: u64 = 60 << 20;
 const DEVICE_CONTEXT: u64 = 600 << 20;
 
-/// The number formats of a run.
+/// The number formats of a run, and what it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Formats {
-    /// Bytes of a weight outside quantised projections.
+    /// Bytes of a number of a matrix outside quantised projections. Norms, biases, adapters and gradients have four.
     pub weight_bytes: u64,
     /// The projections are in four bits.
     pub nf4: bool,
@@ -33,16 +31,58 @@ pub struct Formats {
 }
 
 impl Formats {
-    /// What this version does for `method`: f32 everywhere but in the projections of `qlora`.
-    pub fn of(method: TrainMethod, device: bool) -> Formats {
+    /// What `train` asks for with model files in `stored`. What is not trained stays in bf16 on the CPU and is f32 on a
+    /// device, as this version has it (`sysgen_model::WeightDtype`).
+    pub fn of(train: &TrainSection, stored: StoredDtype, device: bool) -> Formats {
+        let frozen = train.method.has_adapter() && !device && stored == StoredDtype::Bf16;
+        let bf16 = match train.dtype {
+            TrainDtype::Bf16 => true,
+            TrainDtype::Auto => frozen,
+            TrainDtype::F32 => false,
+        };
         Formats {
-            weight_bytes: 4,
-            nf4: method == TrainMethod::Qlora,
+            weight_bytes: if bf16 { 2 } else { 4 },
+            nf4: train.method == TrainMethod::Qlora,
             activation_bytes: 4,
-            eight_bit_states: false,
-            optimizer_in_backward: false,
+            eight_bit_states: train.optim == Optim::Adamw8bit,
+            optimizer_in_backward: train.optimizer_in_backward,
             device,
         }
+    }
+}
+
+/// A teacher that is run beside the student.
+#[derive(Clone, Copy, Debug)]
+pub struct Teacher<'a> {
+    /// Its shape.
+    pub config: &'a ModelConfig,
+    /// Bytes of a number of its matrices.
+    pub weight_bytes: u64,
+}
+
+impl Teacher<'_> {
+    /// One whose files are in `config`'s format.
+    pub fn of(config: &ModelConfig, device: bool) -> Teacher<'_> {
+        let bf16 = !device && config.stored_dtype == StoredDtype::Bf16;
+        Teacher {
+            config,
+            weight_bytes: if bf16 { 2 } else { 4 },
+        }
+    }
+
+    /// Its weights, the widest layer of its forward pass, and what it says of the learnt positions.
+    fn bytes(self, work: Work, activation_bytes: u64) -> u64 {
+        let counted = parameters(self.config, None);
+        let layer = kept_per_token(self.config, None) * work.tokens * activation_bytes;
+        let hidden = work.supervised * self.config.hidden_size as u64 * 4;
+        let logits = distilled_positions(self.config).min(work.supervised)
+            * self.config.vocab_size as u64
+            * 4;
+        counted.matrices * self.weight_bytes
+            + (counted.model - counted.matrices) * 4
+            + layer
+            + hidden
+            + logits
     }
 }
 
@@ -76,7 +116,8 @@ impl Work {
     }
 }
 
-/// Bytes of each part at the moment when they are most together: at one of the ends of the way back.
+/// Bytes of each part, each at its most. They are added although activations shrink while gradients grow: freed memory is kept
+/// for a while (`sysgen_core::allocator`), and what is freed in pieces is not always what is asked for next.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
     /// The model, adapters included.
@@ -89,6 +130,8 @@ pub struct Memory {
     pub activations: u64,
     /// The loss: logits of a chunk, hidden states of the learnt positions and their gradient.
     pub loss: u64,
+    /// A teacher that is run beside the student.
+    pub teacher: u64,
     /// The program itself, or the device's context.
     pub program: u64,
 }
@@ -96,17 +139,18 @@ pub struct Memory {
 impl Memory {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.optimizer + self.activations + self.loss + self.program
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// The parts by name, in the order they are shown.
-    pub fn parts(&self) -> [(&'static str, u64); 6] {
+    pub fn parts(&self) -> [(&'static str, u64); 7] {
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
             ("activations", self.activations),
             ("loss", self.loss),
+            ("teacher", self.teacher),
             ("program", self.program),
         ]
     }
@@ -119,20 +163,30 @@ pub struct Parameters {
     pub model: u64,
     /// Of these, in the projections of the layers.
     pub projections: u64,
+    /// Of all, in matrices: these, the embedding table and the head.
+    pub matrices: u64,
     /// What is trained: all of them, or the adapters.
     pub trained: u64,
-    /// The largest set of gradients that one layer, or embedding and head, has.
-    pub largest_group: u64,
+    /// Trained in the layer that has most.
+    pub layer: u64,
+    /// In the embedding table, and as many in a head of its own, where they are trained.
+    pub table: u64,
 }
 
 /// Counts the parameters of `config` without a weight at hand.
 pub fn parameters(config: &ModelConfig, lora: Option<&Lora>) -> Parameters {
     let mut counted = Parameters::default();
-    let mut groups: Vec<(String, u64)> = Vec::new();
+    let mut layers: Vec<(Option<String>, u64)> = Vec::new();
     for (name, shape) in parameter_shapes(config) {
         let count: u64 = shape.iter().map(|&n| n as u64).product();
         counted.model += count;
         let projection = name.contains(".layers.") && shape.len() == 2;
+        if shape.len() == 2 {
+            counted.matrices += count;
+        }
+        if lora.is_none() && shape.len() == 2 && !projection {
+            counted.table = count;
+        }
         if projection {
             counted.projections += count;
         }
@@ -145,13 +199,16 @@ pub fn parameters(config: &ModelConfig, lora: Option<&Lora>) -> Parameters {
             Some(_) => 0,
         };
         counted.trained += trained;
-        let group: String = name.split('.').take(3).collect::<Vec<_>>().join(".");
-        match groups.last_mut() {
-            Some((last, sum)) if *last == group => *sum += trained,
-            _ => groups.push((group, trained)),
+        let Some((_, layer)) = name.split_once(".layers.") else {
+            continue;
+        };
+        let layer = layer.split('.').next().map(str::to_string);
+        match layers.last_mut() {
+            Some((last, sum)) if *last == layer => *sum += trained,
+            _ => layers.push((layer, trained)),
         }
     }
-    counted.largest_group = groups.iter().map(|(_, sum)| *sum).max().unwrap_or(0);
+    counted.layer = layers.iter().map(|(_, sum)| *sum).max().unwrap_or(0);
     counted
 }
 
@@ -172,74 +229,90 @@ pub fn kept_per_token(config: &ModelConfig, lora: Option<&Lora>) -> u64 {
     let keys = (config.kv_heads * config.head_dim) as u64;
     let (dim, wide) = (config.hidden_size as u64, config.intermediate_size as u64);
     let post_norms = if config.post_norms { 2 * dim } else { 0 };
-    // Fused projections are cut apart after the product: the parts are copies beside the whole.
-    let cut = if config.fused {
-        queries + 2 * keys + 2 * wide
-    } else {
-        0
-    };
     let adapters = lora.map_or(0, |lora| 7 * lora.rank as u64);
-    4 * dim + 2 * queries + 2 * keys + 3 * wide + post_norms + cut + adapters
+    4 * dim + 2 * queries + 2 * keys + 3 * wide + post_norms + adapters
+}
+
+/// Numbers of one token that stand beside these while one layer is gone back through: the gradients of its widest part. A
+/// fused projection is cut apart after the product, and the gradients of its parts are laid into wholes that are added.
+fn back_per_token(config: &ModelConfig) -> u64 {
+    let wide = config.intermediate_size as u64;
+    if config.fused { 9 * wide } else { 3 * wide }
+}
+
+/// Learnt positions whose logits the loss holds at a time on the CPU (`sysgen_ops::linear_cross_entropy`): 8 million numbers,
+/// but 256 to 1024 positions where these are not more than 96 million.
+fn loss_positions(config: &ModelConfig) -> u64 {
+    let vocab = config.vocab_size.max(1) as u64;
+    let most = ((96 << 20) / vocab).max(1);
+    ((8 << 20) / vocab).clamp(256, 1024).min(most)
+}
+
+/// The same of `sysgen_ops::linear_distillation`.
+fn distilled_positions(config: &ModelConfig) -> u64 {
+    ((8 << 20) / config.vocab_size.max(1) as u64).clamp(64, 1024)
+}
+
+/// The loss: logits of some positions with their eight partial sums of gradients, hidden states of all learnt positions and
+/// their gradients.
+fn loss(config: &ModelConfig, work: Work, device: bool) -> u64 {
+    let (dim, vocab) = (config.hidden_size as u64, config.vocab_size as u64);
+    let all = work.supervised * vocab * 4;
+    let chunk = match device {
+        true => all.min(DEVICE_LOGITS),
+        false => loss_positions(config).min(work.supervised) * 4 * (vocab + 8 * dim),
+    };
+    chunk + 2 * work.supervised * dim * 4
 }
 
 /// The memory of a training step.
-pub fn memory(config: &ModelConfig, lora: Option<&Lora>, formats: Formats, work: Work) -> Memory {
+pub fn memory(
+    config: &ModelConfig,
+    lora: Option<&Lora>,
+    formats: Formats,
+    work: Work,
+    teacher: Option<Teacher>,
+) -> Memory {
     let counted = parameters(config, lora);
     let adapters = if lora.is_some() { counted.trained } else { 0 };
     let projections = match formats.nf4 {
         true => nf4_bytes(counted.projections as usize) as u64,
         false => counted.projections * formats.weight_bytes,
     };
-    let others = (counted.model - counted.projections) * formats.weight_bytes;
-    let state_bytes = |numbers: u64| match formats.eight_bit_states {
-        true => moments8_bytes(numbers as usize) as u64,
-        false => 8 * numbers,
-    };
-    let gradient_bytes = if formats.weight_bytes == 2 && lora.is_none() {
-        2
-    } else {
-        4
-    };
-    let gradients = match formats.optimizer_in_backward {
-        true => counted.largest_group,
-        false => counted.trained,
-    };
+    let tables = (counted.matrices - counted.projections) * formats.weight_bytes;
+    let vectors = (counted.model - counted.matrices) * 4;
     let dim = config.hidden_size as u64;
-    let layer = kept_per_token(config, lora) * work.tokens * formats.activation_bytes;
-    let inputs = dim * work.tokens * formats.activation_bytes;
+    // A projection in four bits is whole while a product is made of it.
+    let whole = if formats.nf4 {
+        dim * config.intermediate_size as u64 * if config.fused { 2 } else { 1 } * 4
+    } else {
+        0
+    };
+    // In backward: those of a layer, and of the head or the embedding, which a tied one is until the end. Of several
+    // micro-batches, a layer's stand beside their sums, and what both make beside these.
+    let gradients = match (formats.optimizer_in_backward, work.micro_batches) {
+        (true, _) => counted.layer + counted.table,
+        (false, 1) => counted.trained,
+        (false, _) => counted.trained + 2 * counted.layer.max(counted.table),
+    };
+    let layer = kept_per_token(config, lora) * work.tokens;
+    let inputs = dim * work.tokens;
     let layers = config.layers as u64;
     let kept = match work.gradient_checkpointing {
         true => layers * inputs + layer,
         false => layers * layer,
     };
-    // Going back, a layer's gradients stand beside what they are of: at most those of its widest part.
-    let back = 3 * config.intermediate_size as u64 * work.tokens * formats.activation_bytes;
-    // Gradients come as activations go, so the most is at one of the ends, unless an earlier micro-batch left its sum.
-    let head = match lora {
-        None => config.vocab_size as u64 * dim,
-        Some(_) => 0,
-    };
-    let all_gradients = gradients * gradient_bytes;
-    let first = (head.min(gradients) * gradient_bytes, kept + back + inputs);
-    let last = (all_gradients, layer + back + inputs);
-    let summed = work.micro_batches > 1 && !formats.optimizer_in_backward;
-    let (gradients, activations) = match summed {
-        true => (all_gradients, kept + back + inputs),
-        false if first.0 + first.1 > last.0 + last.1 => first,
-        false => last,
-    };
-    let logits = work.supervised * config.vocab_size as u64 * 4;
-    let most = if formats.device {
-        DEVICE_LOGITS
-    } else {
-        CPU_LOGITS
-    };
+    let back = back_per_token(config) * work.tokens;
     Memory {
-        weights: projections + others + adapters * 4,
-        gradients,
-        optimizer: state_bytes(counted.trained),
-        activations,
-        loss: logits.min(most) + 2 * work.supervised * dim * 4,
+        weights: projections + tables + vectors + adapters * 4 + whole,
+        gradients: 4 * gradients,
+        optimizer: match formats.eight_bit_states {
+            true => moments8_bytes(counted.trained as usize) as u64,
+            false => 8 * counted.trained,
+        },
+        activations: (kept + back + inputs) * formats.activation_bytes,
+        loss: loss(config, work, formats.device),
+        teacher: teacher.map_or(0, |teacher| teacher.bytes(work, formats.activation_bytes)),
         program: if formats.device {
             DEVICE_CONTEXT
         } else {
@@ -332,32 +405,24 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use serde_json::json;
+    use std::path::Path;
 
     use super::*;
 
     const GIB: u64 = 1 << 30;
 
-    /// The published shape of Phi-4, without its tokenizer.
-    fn phi4() -> ModelConfig {
-        ModelConfig::from_json(&json!({
-            "model_type": "phi3", "vocab_size": 100_352, "hidden_size": 5120, "intermediate_size": 17_920,
-            "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 10,
-            "max_position_embeddings": 16_384, "rms_norm_eps": 1e-5, "rope_theta": 250_000.0, "hidden_act": "silu",
-            "tie_word_embeddings": false, "torch_dtype": "bfloat16"
-        }))
-        .unwrap()
+    /// The shape of a published model (`tests/standins`).
+    fn stand_in(name: &str) -> ModelConfig {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/standins");
+        ModelConfig::from_file(&Path::new(folder).join(name)).unwrap()
     }
 
-    /// The published shape of Llama-3.1-8B.
+    fn phi4() -> ModelConfig {
+        stand_in("phi4.json")
+    }
+
     fn llama31() -> ModelConfig {
-        ModelConfig::from_json(&json!({
-            "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
-            "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-            "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "hidden_act": "silu",
-            "tie_word_embeddings": false, "torch_dtype": "bfloat16"
-        }))
-        .unwrap()
+        stand_in("llama31-8b.json")
     }
 
     fn lora() -> Lora {
@@ -368,6 +433,13 @@ mod tests {
             target_modules: Vec::new(),
             rslora: false,
             dora: false,
+        }
+    }
+
+    fn with(method: TrainMethod) -> TrainSection {
+        TrainSection {
+            method,
+            ..TrainSection::default()
         }
     }
 
@@ -382,16 +454,6 @@ mod tests {
         }
     }
 
-    /// On a GPU: weights and activations in bf16.
-    fn bf16() -> Formats {
-        Formats {
-            weight_bytes: 2,
-            activation_bytes: 2,
-            device: true,
-            ..Formats::of(TrainMethod::Full, true)
-        }
-    }
-
     #[test]
     fn parameters_are_those_of_the_published_models() {
         assert_eq!(parameters(&phi4(), None).model, 14_659_507_200);
@@ -400,35 +462,59 @@ mod tests {
         assert_eq!(parameters(&llama31(), Some(&lora())).trained, 41_943_040);
     }
 
+    /// On the CPU, and as this version would keep them on a device.
     #[test]
     fn phi4_with_lora_at_4096_tokens_fits_in_80_gb() {
-        let memory = memory(&phi4(), Some(&lora()), bf16(), long_row());
-        assert!(memory.total() < 80_000_000_000, "{memory:?}");
-        assert!(memory.weights > 27 * GIB, "{memory:?}");
+        for (device, weight_bytes) in [(false, 2), (true, 4)] {
+            let formats = Formats::of(&with(TrainMethod::Lora), StoredDtype::Bf16, device);
+            assert_eq!(formats.weight_bytes, weight_bytes);
+            let memory = memory(&phi4(), Some(&lora()), formats, long_row(), None);
+            assert!(memory.total() < 80_000_000_000, "{memory:?}");
+            assert!(memory.weights > 13 * weight_bytes * GIB, "{memory:?}");
+        }
     }
 
     #[test]
-    fn phi4_whole_at_4096_tokens_fits_in_141_gb_with_eight_bit_states() {
-        let formats = Formats {
-            eight_bit_states: true,
+    fn phi4_whole_at_4096_tokens_fits_in_141_gb_with_all_that_saves_memory() {
+        let lean = TrainSection {
+            dtype: TrainDtype::Bf16,
+            optim: Optim::Adamw8bit,
             optimizer_in_backward: true,
-            ..bf16()
+            ..with(TrainMethod::Full)
         };
-        let lean = memory(&phi4(), None, formats, long_row());
-        assert!(lean.total() < 141_000_000_000, "{lean:?}");
-        // With f32 moments and all gradients at once it does not.
-        let plain = memory(&phi4(), None, bf16(), long_row());
-        assert!(plain.total() > 141_000_000_000, "{plain:?}");
+        let total = |train: &TrainSection| {
+            let formats = Formats::of(train, StoredDtype::Bf16, false);
+            memory(&phi4(), None, formats, long_row(), None).total()
+        };
+        assert!(total(&lean) < 141_000_000_000, "{}", total(&lean));
+        // Without any one of them it takes more, and with none of them it does not fit.
+        let without = [
+            TrainSection {
+                dtype: TrainDtype::Auto,
+                ..lean.clone()
+            },
+            TrainSection {
+                optim: Optim::Adamw,
+                ..lean.clone()
+            },
+            TrainSection {
+                optimizer_in_backward: false,
+                ..lean.clone()
+            },
+        ];
+        for train in &without {
+            assert!(total(train) > total(&lean) + 20 * GIB);
+        }
+        assert!(total(&with(TrainMethod::Full)) > 200_000_000_000);
     }
 
     #[test]
     fn llama31_with_qlora_at_4096_tokens_fits_in_24_gb() {
-        let formats = Formats {
-            nf4: true,
-            ..bf16()
-        };
-        let memory = memory(&llama31(), Some(&lora()), formats, long_row());
-        assert!(memory.total() < 24_000_000_000, "{memory:?}");
+        for device in [false, true] {
+            let formats = Formats::of(&with(TrainMethod::Qlora), StoredDtype::Bf16, device);
+            let memory = memory(&llama31(), Some(&lora()), formats, long_row(), None);
+            assert!(memory.total() < 24_000_000_000, "{memory:?}");
+        }
     }
 
     #[test]
@@ -438,9 +524,24 @@ mod tests {
                 gradient_checkpointing,
                 ..long_row()
             };
-            memory(&llama31(), Some(&lora()), bf16(), work).activations
+            let formats = Formats::of(&with(TrainMethod::Lora), StoredDtype::Bf16, true);
+            memory(&llama31(), Some(&lora()), formats, work, None).activations
         };
         assert!(with(false) > 8 * with(true));
+    }
+
+    #[test]
+    fn a_teacher_is_counted_with_its_weights() {
+        let (student, formats) = (
+            llama31(),
+            Formats::of(&with(TrainMethod::Lora), StoredDtype::Bf16, false),
+        );
+        let teacher = phi4();
+        let with = |teacher| memory(&student, Some(&lora()), formats, long_row(), teacher);
+        let more = with(Some(Teacher::of(&teacher, false))).total() - with(None).total();
+        assert!(more > 27 * GIB && more < 31 * GIB, "{more}");
+        let on_device = with(Some(Teacher::of(&teacher, true))).teacher;
+        assert!(on_device > more + 27 * GIB);
     }
 
     #[test]

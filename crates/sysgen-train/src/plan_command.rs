@@ -5,14 +5,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
-use sysgen_core::config::{Optim, TrainMethod, TrainSection};
-use sysgen_core::measure::median;
+use sysgen_core::config::{Optim, TrainDtype, TrainMethod, TrainSection};
+use sysgen_core::measure::{forget_peak_rss, median, peak_rss_mib};
 use sysgen_core::{RunConfig, tell};
 use sysgen_model::{Lora, ModelConfig, device_names, doing};
 use sysgen_train::batch::Batch;
+use sysgen_train::distill::distiller;
 use sysgen_train::method;
 use sysgen_train::order::{DataOrder, Utilisation};
-use sysgen_train::plan::{self, Formats, Memory, Work, parse_bytes, readable};
+use sysgen_train::plan::{self, Formats, Memory, Teacher, Work, parse_bytes, readable};
 use sysgen_train::run::{Run, order};
 
 use crate::data::{self, Data};
@@ -59,33 +60,34 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     let model = ModelConfig::from_directory(&config.model.path)?;
     let lora = method::lora(train, &model)?;
     let on_device = config.device.to_string() != "cpu" && device_names().len() > 1;
-    let formats = Formats {
-        eight_bit_states: train.optim == Optim::Adamw8bit,
-        optimizer_in_backward: train.optimizer_in_backward,
-        ..Formats::of(train.method, on_device || arguments.device_memory.is_some())
+    let on_device = on_device || arguments.device_memory.is_some();
+    let formats = Formats::of(train, model.stored_dtype, on_device);
+    let teacher = match &config.distill {
+        Some(distill) if !distill.teacher.as_os_str().is_empty() => {
+            Some(ModelConfig::from_directory(&distill.teacher)?)
+        }
+        _ => None,
     };
+    let teacher = teacher
+        .as_ref()
+        .map(|config| Teacher::of(config, on_device));
     let data = rows(config, train)?;
     let tokens = data.as_ref().map(|data| tokens(config, train, data));
     let share = tokens
         .as_ref()
         .map_or(USUAL_SUPERVISED, |t| t.supervised_share);
     let work = Work::of(train, share);
-    let memory = plan::memory(&model, lora.as_ref(), formats, work);
+    let memory = plan::memory(&model, lora.as_ref(), formats, work, teacher);
     let flops = plan::flops(&model, lora.as_ref(), work);
-    let seconds = match (&data, arguments) {
-        (Some(data), PlanArguments { measure: true, .. }) => Some(measure(config, train, data)?),
-        (None, PlanArguments { measure: true, .. }) => {
-            bail!("--measure needs rows to train on; generate the data first")
-        }
-        (
-            _,
-            PlanArguments {
-                device_tflops: Some(tflops),
-                ..
-            },
-        ) => Some(flops / (tflops * 1e12 * USUAL_UTILISATION)),
+    let measured = match (&data, arguments.measure) {
+        (Some(data), true) => Some(measure(config, train, data)?),
+        (None, true) => bail!("--measure needs rows to train on; generate the data first"),
         _ => None,
     };
+    let seconds = measured.as_ref().map(|measured| measured.seconds);
+    let seconds = seconds.or(arguments
+        .device_tflops
+        .map(|tflops| flops / (tflops * 1e12 * USUAL_UTILISATION)));
     let counted = plan::parameters(&model, lora.as_ref());
     let further = plan::further_device(&memory, counted.trained);
     let further = (train.devices.len() > 1).then_some(further);
@@ -96,6 +98,7 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
             "devices": train.devices.len().max(1), "further_device_bytes": further.as_ref().map(Memory::total),
             "steps": steps, "tokens": tokens.as_ref().map(|t| t.total),
             "supervised_share": share, "packing_utilisation": tokens.as_ref().map(|t| t.packed.share),
+            "measured_bytes": measured.as_ref().and_then(|measured| measured.peak),
             "seconds_per_step": seconds, "hours": seconds.zip(steps).map(|(s, n)| s * n as f64 / 3600.0),
             "fits": arguments.device_memory.map(|most| memory.total() <= most),
         }));
@@ -125,6 +128,13 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
             (train.samples * train.max_length) as u64
         ))
     ));
+    if let Some(peak) = measured.as_ref().and_then(|measured| measured.peak) {
+        lines.push(format!(
+            "  measured in {TIMED_STEPS} steps: {}, {:.2} of the plan",
+            readable(peak),
+            peak as f64 / memory.total() as f64
+        ));
+    }
     match &tokens {
         Some(tokens) => lines.push(format!(
             "\nTokens: {} steps, {:.2} million tokens, {:.0} % learnt, rows {:.1} % full",
@@ -141,7 +151,8 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     lines.push(hours(arguments, tokens.as_ref(), flops, seconds));
     if let Some(most) = arguments.device_memory {
         lines.push(format!("\nIn {} of device memory:", readable(most)));
-        lines.extend(fits(&model, train, formats, work, most)?);
+        lines.extend(fits(&model, train, (formats, work, teacher), most)?);
+        lines.extend(not_on_a_device(train));
     }
     tell(lines.join("\n"));
     Ok(())
@@ -174,6 +185,7 @@ fn table(memory: &Memory) -> Vec<String> {
     let mut lines: Vec<String> = memory
         .parts()
         .iter()
+        .filter(|(_, bytes)| *bytes > 0)
         .map(|(name, bytes)| format!("  {name:<12} {:>10}", readable(*bytes)))
         .collect();
     lines.push(format!(
@@ -210,17 +222,34 @@ fn hours(
     format!("{arithmetic}; {seconds:.2} s a step ({how}){run}")
 }
 
+/// What of this config this version does on the CPU alone, whatever the arithmetic says.
+fn not_on_a_device(train: &TrainSection) -> Option<String> {
+    let keys = [
+        (train.dtype == TrainDtype::Bf16, "train.dtype = \"bf16\""),
+        (
+            train.optim == Optim::Adamw8bit,
+            "train.optim = \"adamw_8bit\"",
+        ),
+    ];
+    let keys: Vec<&str> = keys.iter().filter(|key| key.0).map(|key| key.1).collect();
+    (!keys.is_empty()).then(|| {
+        format!(
+            "  this is arithmetic: so far only the CPU has {}",
+            keys.join(" and ")
+        )
+    })
+}
+
 /// Does this config fit, and which changes of it would?
 fn fits(
     model: &ModelConfig,
     train: &TrainSection,
-    formats: Formats,
-    work: Work,
+    (formats, work, teacher): (Formats, Work, Option<Teacher>),
     most: u64,
 ) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut say = |what: &str, lora: Option<&Lora>, formats: Formats, work: Work| {
-        let total = plan::memory(model, lora, formats, work).total();
+        let total = plan::memory(model, lora, formats, work, teacher).total();
         let verdict = if total <= most {
             "fits"
         } else {
@@ -257,6 +286,25 @@ fn fits(
             small,
         );
     }
+    let lean = TrainSection {
+        dtype: TrainDtype::Bf16,
+        optim: Optim::Adamw8bit,
+        optimizer_in_backward: true,
+        ..train.clone()
+    };
+    if train.method == TrainMethod::Full && *train != lean {
+        let alone = Work {
+            micro_batches: 1,
+            ..small
+        };
+        let formats = Formats::of(&lean, model.stored_dtype, formats.device);
+        say(
+            "the same, dtype = \"bf16\", optim = \"adamw_8bit\", optimizer_in_backward = true (on the CPU, for now)",
+            None,
+            formats,
+            alone,
+        );
+    }
     for (method, name) in [(TrainMethod::Lora, "lora"), (TrainMethod::Qlora, "qlora")] {
         if train.method != method {
             let other = TrainSection {
@@ -264,8 +312,7 @@ fn fits(
                 ..train.clone()
             };
             let lora = method::lora(&other, model)?;
-            let nf4 = method == TrainMethod::Qlora;
-            let formats = Formats { nf4, ..formats };
+            let formats = Formats::of(&other, model.stored_dtype, formats.device);
             say(
                 &format!("the same, method = \"{name}\""),
                 lora.as_ref(),
@@ -277,10 +324,19 @@ fn fits(
     Ok(lines)
 }
 
-/// Seconds of a step: the median of a few, on the first rows of the data, after one that warms up.
-fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<f64> {
+/// What a few steps were seen to need.
+struct Measured {
+    /// The median of all but the first.
+    seconds: f64,
+    /// The most memory of the process, or what the device's pool holds; none where neither is known.
+    peak: Option<u64>,
+}
+
+/// Steps on the first rows of the data; the first one warms up.
+fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<Measured> {
     let devices = method::devices(config)?;
     let device = &devices[0];
+    method::check_device(train, device)?;
     doing("loading the model");
     let base = method::load_base(config, device)?;
     let decoder = method::with_adapters(base, train, config.seed)?;
@@ -297,7 +353,16 @@ fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<f64>
     };
     let (mut order, mut trainer) = (run.order(), run.start(decoder));
     trainer.use_devices(&devices);
+    if let Some(distill) = &config.distill {
+        doing("loading the teacher");
+        let (rows, examples) = (&data.rows.train, &data.train.examples);
+        let vocab = data.model.vocab_size;
+        let found = distiller(config, distill, &data.chat, vocab, rows, examples, device)?;
+        trainer.distiller = Some(found);
+    }
     doing("timing training steps");
+    // Loading has its own peak, pages of the mapped files among it.
+    forget_peak_rss();
     let mut seconds = Vec::new();
     for step in 0..TIMED_STEPS {
         let rows = order.step(step % order.steps_per_epoch());
@@ -311,5 +376,12 @@ fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<f64>
         device.sync()?;
         seconds.push(started.elapsed().as_secs_f64());
     }
-    Ok(median(&seconds[1..]))
+    let peak = match device.memory_pool_usage() {
+        Some(usage) => Some(usage.bytes_reserved),
+        None => peak_rss_mib().map(|mib| mib << 20),
+    };
+    Ok(Measured {
+        seconds: median(&seconds[1..]),
+        peak,
+    })
 }

@@ -76,10 +76,10 @@ fn run(name: &str, dir: &Path, command: &[&str], sets: &[String]) -> String {
     said
 }
 
-/// The keys of the block for one GPU at a config's end, as overrides.
-fn one_gpu(name: &str) -> Vec<String> {
+/// The keys of a block at a config's end, as overrides.
+fn block(name: &str, title: &str) -> Vec<String> {
     let text = std::fs::read_to_string(root().join(format!("configs/{name}.toml"))).unwrap();
-    let (_, block) = text.split_once("# ---- One GPU").unwrap();
+    let (_, block) = text.split_once(title).unwrap();
     let (mut section, mut sets) = ("", Vec::new());
     for line in block
         .lines()
@@ -93,15 +93,23 @@ fn one_gpu(name: &str) -> Vec<String> {
             None => sets.push(format!("{section}.{}", line.replacen(" = ", "=", 1))),
         }
     }
-    assert!(sets.len() >= 8, "{name}: {sets:?}");
+    assert!(sets.len() >= 6, "{name}: {sets:?}");
     sets
+}
+
+fn one_gpu(name: &str) -> Vec<String> {
+    block(name, "# ---- One GPU")
+}
+
+fn all_weights(name: &str) -> Vec<String> {
+    block(name, "# ---- All weights")
 }
 
 #[test]
 fn every_config_for_a_published_model_can_be_read_and_planned() {
     for name in names() {
         let dir = stand_in(&name);
-        for sets in [Vec::new(), one_gpu(&name)] {
+        for sets in [Vec::new(), one_gpu(&name), all_weights(&name)] {
             let shown = run(&name, dir.path(), &["--dry-run"], &sets);
             // The paper's numbers, unless the block for one GPU replaces them.
             let lines = [
@@ -124,4 +132,30 @@ fn every_config_for_a_published_model_can_be_read_and_planned() {
             );
         }
     }
+}
+
+/// What `plan` says of a config with a block of its end, in so much memory.
+fn fits(name: &str, sets: Vec<String>, memory: &str) -> bool {
+    let dir = stand_in(name);
+    let command = ["plan", "--json", "--device-memory", memory];
+    let said = run(name, dir.path(), &command, &sets);
+    let json = said.lines().find(|line| line.starts_with('{')).unwrap();
+    let json: serde_json::Value = serde_json::from_str(json).unwrap();
+    json["fits"].as_bool().unwrap()
+}
+
+#[test]
+fn the_blocks_at_the_ends_of_the_configs_plan_into_one_device() {
+    // Phi-4 with adapters at 4096 tokens, in f32 as a device has it today.
+    assert!(fits("phi4", one_gpu("phi4"), "80GB"));
+    // Its full fine-tuning, and not as the paper has it.
+    assert!(fits("phi4", all_weights("phi4"), "141GB"));
+    assert!(!fits("phi4", Vec::new(), "141GB"));
+    let qlora = || {
+        let mut sets = one_gpu("llama31-8b");
+        sets.push("train.method=qlora".to_string());
+        sets
+    };
+    assert!(fits("llama31-8b", qlora(), "24GB"));
+    assert!(!fits("llama31-8b", all_weights("llama31-8b"), "24GB"));
 }
