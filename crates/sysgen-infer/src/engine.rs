@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use sysgen_model::{Decoder, KvCache, cache_budget};
+use sysgen_model::{Decoder, Device, KvCache, cache_budget};
 
 use crate::choose::Choosing;
 use crate::generate::Generation;
@@ -69,6 +69,9 @@ pub struct Engine {
     /// Requests with several completions in the making.
     gathering: HashMap<RequestId, Gathering>,
     stop: fn() -> bool,
+    /// Whether a step runs on the thread pool: on the CPU, where its parallel loops then start at once. A GPU's work is
+    /// queued by thread, so there all of it comes from the caller's.
+    on_pool: bool,
 }
 
 struct Gathering {
@@ -110,6 +113,7 @@ impl Engine {
             next: 0,
             gathering: HashMap::new(),
             stop: || false,
+            on_pool: device == Device::flex(),
         }
     }
 
@@ -175,7 +179,10 @@ impl Engine {
 
     /// One pass through the model; the requests that ended in it.
     pub fn step(&mut self) -> Vec<(RequestId, Result<Outcome, Refused>)> {
-        let ended = rayon::scope(|_| self.schedule.step());
+        let ended = match self.on_pool {
+            true => rayon::scope(|_| self.schedule.step()),
+            false => self.schedule.step(),
+        };
         let gathered = ended.into_iter().filter_map(|(id, ended)| {
             let Ended::Completion {
                 number,
