@@ -20,7 +20,7 @@ pub use generate::{
 };
 pub use model::{
     ColumnsSection, DataSection, Deduplicate, DefaultSystem, DeviceChoice, ExistingSystem,
-    HubDataset, ModelInit, ModelSection, MultiTurn, SystemRole,
+    HubDataset, ModelInit, ModelSection, MultiTurn, SystemRole, why_no_model,
 };
 pub use train::{
     ALL_LINEAR, AdapterExport, BestMetric, ExportDtype, ExportSection, LrScheduler, Optim,
@@ -62,7 +62,8 @@ impl RunConfig {
     /// to the current directory.
     ///
     /// # Errors
-    /// One line that names the file and line (or the `--set`), the key, and what is allowed.
+    /// One line for each mistake, which names the file and line (or the `--set`), the key, and what is
+    /// allowed. Where keys or types are wrong, only those are told.
     pub fn load(path: &Path, overrides: &[String]) -> anyhow::Result<RunConfig> {
         load::load(path, overrides)
     }

@@ -1,14 +1,13 @@
-//! What a config must fulfil beyond its types, checked before anything is loaded. Each error names the
-//! place, the key, and what to write instead.
+//! What a config must fulfil beyond its types, checked before anything is loaded. Each fault names the
+//! place, the key, and what to write instead; all there are are found at once.
 
 mod generate;
 mod given;
 mod train;
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
-
-use anyhow::{Result, bail};
 
 use super::origin::Origins;
 use super::{AdapterExport, DataSection, Engine, HubDataset, RunConfig};
@@ -19,19 +18,28 @@ use train::{check_distill, check_train};
 /// A file repeated more often than this in one epoch is a slip of the pen.
 const MOST_REPEATS: f64 = 100.0;
 
-pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
-    let given = Given { origins };
+/// What is wrong with a config whose keys and types are right, a line each.
+pub(super) fn faults(config: &RunConfig, origins: &Origins) -> Vec<String> {
+    let given = Given {
+        origins,
+        faults: RefCell::default(),
+    };
+    check(config, &given);
+    given.in_file_order()
+}
+
+fn check(config: &RunConfig, given: &Given) {
     given.required(
         &config.output_dir,
         "output_dir",
         "output_dir = \"runs/<name>\"",
-    )?;
+    );
     given.check(
         !config.output_dir.is_file(),
         "output_dir",
         config.output_dir.display(),
         "must be a folder, and this is a file",
-    )?;
+    );
     // An endpoint has its model; a run that only generates by it needs none here.
     let by_endpoint = config
         .generate
@@ -39,18 +47,19 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
         .is_some_and(|generate| generate.engine == Engine::Openai);
     let only_generates = config.train.is_none() && config.export.is_none();
     if !(by_endpoint && only_generates && config.model.path.as_os_str().is_empty()) {
-        given.required(
-            &config.model.path,
-            "model.path",
-            "the model's folder, path = \"…\"",
-        )?;
-        given.model(&config.model.path, "model.path")?;
+        let path = &config.model.path;
+        if given.required(path, "model.path", "the model's folder, path = \"…\"") {
+            given.model(path, "model.path");
+        }
     }
 
     if config.generate.is_none() && config.train.is_none() && config.export.is_none() {
-        bail!(
-            "{}: nothing to do; add a [generate], [train] or [export] section",
-            origins.file()
+        given.fault(
+            "",
+            format!(
+                "{}: nothing to do; add a [generate], [train] or [export] section",
+                given.origins.file()
+            ),
         );
     }
     if config.generate.is_some() || config.train.is_some() {
@@ -59,24 +68,24 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
                 Path::new(""),
                 "data.path",
                 "the source rows, path = \"….jsonl\"",
-            )?;
+            );
         }
         for path in &config.data.path {
             if HubDataset::named_by(path).is_none() {
-                given.file(path, "data.path")?;
+                given.file(path, "data.path");
             }
         }
-        check_data(&config.data, &given)?;
+        check_data(&config.data, given);
     }
-    check_weights(config, &given)?;
+    check_weights(config, given);
     if let Some(generate) = &config.generate {
-        check_generate(generate, &given)?;
+        check_generate(generate, given);
     }
     if let Some(train) = &config.train {
-        check_train(train, &given)?;
+        check_train(train, given);
     }
     if let Some(distill) = &config.distill {
-        check_distill(distill, config.train.as_ref(), &given)?;
+        check_distill(distill, config.train.as_ref(), given);
     }
     if config.export.is_some() {
         let path = config.export_path();
@@ -89,13 +98,13 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
             "export.path",
             path.display(),
             "must not be model.path, which it would replace",
-        )?;
+        );
         given.check(
             !path.is_file(),
             "export.path",
             path.display(),
             "must be a folder, and this is a file",
-        )?;
+        );
     }
     if let Some(export) = &config.export
         && !export.checkpoint.as_os_str().is_empty()
@@ -105,7 +114,7 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
             "export.checkpoint",
             quoted(&export.checkpoint),
             "is not a complete checkpoint; give a folder checkpoint-N of a run",
-        )?;
+        );
     }
     if let (Some(export), Some(train)) = (&config.export, &config.train) {
         given.check(
@@ -113,22 +122,21 @@ pub(super) fn check(config: &RunConfig, origins: &Origins) -> Result<()> {
             "export.adapter",
             "\"keep\"",
             "needs train.method = \"lora\" or \"qlora\": without an adapter there is none to keep",
-        )?;
+        );
     }
-    Ok(())
 }
 
-fn check_data(data: &DataSection, given: &Given) -> Result<()> {
+fn check_data(data: &DataSection, given: &Given) {
     for path in &data.decontaminate {
-        given.file(path, "data.decontaminate")?;
+        given.file(path, "data.decontaminate");
     }
-    given.at_least(data.decontaminate_ngram, 2, "data.decontaminate_ngram")?;
+    given.at_least(data.decontaminate_ngram, 2, "data.decontaminate_ngram");
     given.check(
         data.minhash_threshold > 0.0 && data.minhash_threshold <= 1.0,
         "data.minhash_threshold",
         data.minhash_threshold,
         "must be above 0 and at most 1",
-    )?;
+    );
     let columns = &data.columns;
     for (column, key, needs, other) in [
         (&columns.question, "question", "answer", &columns.answer),
@@ -140,20 +148,20 @@ fn check_data(data: &DataSection, given: &Given) -> Result<()> {
             &format!("data.columns.{key}"),
             format_args!("{column:?}"),
             format_args!("needs {needs} = \"…\" beside it"),
-        )?;
+        );
     }
     given.check(
         columns.messages.is_empty() || columns.question.is_empty(),
         "data.columns.messages",
         format_args!("{:?}", columns.messages),
         "cannot stand beside question and answer; leave one of both out",
-    )
+    );
 }
 
-fn check_weights(config: &RunConfig, given: &Given) -> Result<()> {
+fn check_weights(config: &RunConfig, given: &Given) {
     let (weights, files) = (&config.data.weights, config.data.path.len());
     if weights.is_empty() {
-        return Ok(());
+        return;
     }
     let said = format!("{weights:?}");
     given.check(
@@ -161,17 +169,17 @@ fn check_weights(config: &RunConfig, given: &Given) -> Result<()> {
         "data.weights",
         &said,
         format!("must have one number for each file of data.path, which names {files}"),
-    )?;
+    );
     given.check(
         weights.iter().all(|w| w.is_finite() && *w > 0.0 && *w <= MOST_REPEATS),
         "data.weights",
         &said,
         format!("must hold numbers above 0 and at most {MOST_REPEATS}; leave a file that is not wanted out of data.path"),
-    )?;
+    );
     given.check(
         config.generate.is_none(),
         "data.weights",
         &said,
         "mixes the rows of [train], which with [generate] come from one file; leave it out, or train in a run of its own",
-    )
+    );
 }

@@ -5,13 +5,13 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::RunConfig;
-use super::check::check;
+use super::check;
 use super::origin::{Origin, Origins, key_and_section};
 use crate::files::explain;
 
@@ -25,12 +25,25 @@ pub(super) fn load(path: &Path, overrides: &[String]) -> Result<RunConfig> {
     let text = fs::read_to_string(path).map_err(|error| explain("read", path, error))?;
     let mut draft = Draft::from_file(path, text.trim_start_matches('\u{feff}'))?;
     for argument in overrides {
-        draft.set(argument)?;
+        if let Err(fault) = draft.set(argument) {
+            draft.faults.push(fault.to_string());
+        }
     }
+    // What a misspelt key was to say is unknown, so the rules would find faults that are none.
+    none_wrong(&draft.faults)?;
     let config =
         RunConfig::deserialize(draft.values).with_context(|| draft.origins.file().to_string())?;
-    check(&config, &draft.origins)?;
+    none_wrong(&check::faults(&config, &draft.origins))?;
     Ok(config)
+}
+
+/// One fault is one line; several stand below their number.
+fn none_wrong(faults: &[String]) -> Result<()> {
+    match faults {
+        [] => Ok(()),
+        [fault] => bail!("{fault}"),
+        faults => bail!("{} mistakes:\n  {}", faults.len(), faults.join("\n  ")),
+    }
 }
 
 /// The values given so far.
@@ -39,6 +52,8 @@ struct Draft {
     origins: Origins,
     /// Every section and key there is, at its default.
     known: Table,
+    /// What was wrong with keys and types so far.
+    faults: Vec<String>,
 }
 
 impl Draft {
@@ -48,6 +63,7 @@ impl Draft {
             origins: Origins::new(path.display().to_string()),
             known: Table::try_from(RunConfig::with_all_sections())
                 .expect("defaults can be written as TOML"),
+            faults: Vec::new(),
         };
         let parsed = DeTable::parse(text).map(|table| (table, text.parse::<Table>()));
         let (table, values) = match parsed {
@@ -58,35 +74,43 @@ impl Draft {
                 bail!("{}: {message}", draft.origins.line(line));
             }
         };
-        draft.read(text, table.get_ref(), &values, "")?;
+        draft.read(text, table.get_ref(), &values, "");
         draft.values = values;
         Ok(draft)
     }
 
     /// Checks the keys and types of one section of the file and notes their lines. `spans` and `values`
     /// are the same table.
-    fn read(&mut self, text: &str, spans: &DeTable, values: &Table, section: &str) -> Result<()> {
-        // In the order of the file, so that the first fault is the one reported.
+    fn read(&mut self, text: &str, spans: &DeTable, values: &Table, section: &str) {
+        // In the order of the file, so that its faults are too.
         let mut entries: Vec<_> = spans.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         for (key, spanned) in entries {
             let line = line_of(text, key.span().start);
             let name: &str = key.get_ref();
             let dotted = join(section, name);
-            let value = &values[name];
-            let at = self.origins.line(line);
             self.origins.record(&dotted, Origin::Line(line));
-            match (self.find(&at, &dotted)?, spanned.get_ref(), value) {
-                (Value::Table(_), DeValue::Table(spans), Value::Table(values)) => {
-                    self.read(text, spans, values, &dotted)?;
-                }
-                (Value::Table(_), _, _) => {
-                    bail!("{at}: `{dotted}` is a section; write [{dotted}] and its keys below it");
-                }
-                _ => self.accept(&at, &dotted, value)?,
+            let value = &values[name];
+            if let (DeValue::Table(spans), Value::Table(values)) = (spanned.get_ref(), value)
+                && self.known_section(&dotted)
+            {
+                self.read(text, spans, values, &dotted);
+            } else if let Err(fault) = self.read_key(&self.origins.line(line), &dotted, value) {
+                self.faults.push(fault.to_string());
             }
         }
-        Ok(())
+    }
+
+    fn read_key(&self, at: &str, dotted: &str, value: &Value) -> Result<()> {
+        ensure!(
+            !self.find(at, dotted)?.is_table(),
+            "{at}: `{dotted}` is a section; write [{dotted}] and its keys below it"
+        );
+        self.accept(at, dotted, value)
+    }
+
+    fn known_section(&self, dotted: &str) -> bool {
+        self.find("", dotted).is_ok_and(Value::is_table)
     }
 
     /// Applies one `--set`.
@@ -189,13 +213,8 @@ impl Draft {
         };
         let mut elsewhere = Vec::new();
         sections_with(&self.known, "", name, &mut elsewhere);
-        let similar = table
-            .keys()
-            .map(|key| (strsim::jaro_winkler(key, &name.to_lowercase()), key))
-            .filter(|(similarity, _)| *similarity >= SIMILAR)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        let hint = match (similar, elsewhere.as_slice()) {
-            (Some((_, key)), _) => format!("did you mean `{key}`?"),
+        let hint = match (meant(table, name), elsewhere.as_slice()) {
+            (Some(keys), _) => format!("did you mean {keys}?"),
             (None, []) => {
                 let keys: Vec<String> = table.keys().map(|key| format!("`{key}`")).collect();
                 format!("its keys are {}", keys.join(", "))
@@ -255,6 +274,29 @@ impl Draft {
             .map(|_| ())
             .map_err(|error| error.message().to_string())
     }
+}
+
+/// The keys of `table` that `name` may stand for: one spelt nearly so, or else those that have it among
+/// their words (`epochs`) or are abbreviated by it (`lr`).
+fn meant(table: &Table, name: &str) -> Option<String> {
+    let name = name.to_lowercase();
+    let similar = table
+        .keys()
+        .map(|key| (strsim::jaro_winkler(key, &name), key))
+        .filter(|(similarity, _)| *similarity >= SIMILAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    if let Some((_, key)) = similar {
+        return Some(format!("`{key}`"));
+    }
+    let initials =
+        |key: &str| -> String { key.split('_').flat_map(|w| w.chars().next()).collect() };
+    let holds = |key: &str| format!("_{key}_").contains(&format!("_{name}_"));
+    let keys: Vec<String> = table
+        .keys()
+        .filter(|key| !name.is_empty() && (holds(key) || initials(key) == name))
+        .map(|key| format!("`{key}`"))
+        .collect();
+    (!keys.is_empty()).then(|| keys.join(" or "))
 }
 
 /// What serde says is expected: "unknown variant `a`, expected `b` or `c`" gives "`b` or `c`".

@@ -185,6 +185,22 @@ pub struct HubDataset {
     pub file: Option<String>,
 }
 
+/// What keeps `path` from being a model's folder, with the way out; none where nothing does.
+pub fn why_no_model(path: &Path) -> Option<&'static str> {
+    if !path.exists() {
+        Some(
+            "does not exist; give the folder of a Hugging Face model, relative to the current directory (`hf download \
+             ORG/NAME --local-dir DIR` makes one)",
+        )
+    } else if !path.is_dir() {
+        Some("is not a folder; give the folder of a Hugging Face model")
+    } else if !path.join("config.json").is_file() {
+        Some("has no config.json; give the folder of a Hugging Face model")
+    } else {
+        None
+    }
+}
+
 impl HubDataset {
     /// What `path` names, when that is no local file but `owner/name` or `hf://datasets/owner/name/<file>`.
     pub fn named_by(path: &Path) -> Option<HubDataset> {

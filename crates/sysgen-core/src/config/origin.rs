@@ -41,15 +41,28 @@ impl Origins {
     /// Where `key` was given, or the section it belongs to, or else the file: `x.toml:12`, `x.toml` or
     /// `--set a.b=1`.
     pub(super) fn at(&self, key: &str) -> String {
+        match self.find(key) {
+            Some(Origin::Line(line)) => self.line(*line),
+            Some(Origin::Set(argument)) => format!("--set {argument}"),
+            None => self.file.clone(),
+        }
+    }
+
+    /// The line of [`Origins::at`]: 0 for the file as a whole, beyond all lines for a `--set`.
+    pub(super) fn line_of(&self, key: &str) -> usize {
+        match self.find(key) {
+            Some(Origin::Line(line)) => *line,
+            Some(Origin::Set(_)) => usize::MAX,
+            None => 0,
+        }
+    }
+
+    fn find(&self, key: &str) -> Option<&Origin> {
         let mut name = key;
         loop {
             match self.keys.get(name) {
-                Some(Origin::Line(line)) => return self.line(*line),
-                Some(Origin::Set(argument)) => return format!("--set {argument}"),
-                None => match name.rsplit_once('.') {
-                    Some((section, _)) => name = section,
-                    None => return self.file.clone(),
-                },
+                Some(origin) => return Some(origin),
+                None => name = name.rsplit_once('.')?.0,
             }
         }
     }
