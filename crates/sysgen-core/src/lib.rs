@@ -5,6 +5,7 @@ pub mod allocator;
 pub mod message;
 pub mod record;
 
+pub mod command_line;
 pub mod config;
 pub mod files;
 pub mod hash;

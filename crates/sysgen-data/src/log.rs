@@ -262,11 +262,6 @@ impl Log {
         Ok(())
     }
 
-    /// Whether some row has an answer.
-    pub(crate) fn has_answers(&self) -> bool {
-        !self.places.is_empty()
-    }
-
     /// How many answers a row has.
     pub(crate) fn count(&self, row: &str) -> usize {
         self.places.get(row).map_or(0, Vec::len)

@@ -3,17 +3,16 @@
 mod bench;
 mod output;
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use sysgen_core::command_line::{self, RunArguments, start_log};
+use sysgen_core::tell::duration;
 use sysgen_core::{RunConfig, interrupt, tell};
 use sysgen_data::{Environment, Shard, Summary};
 use sysgen_model::{catch_out_of_memory, doing};
-use tracing_subscriber::EnvFilter;
 
 /// Tensors come and go every step: an allocator that keeps its pages is much faster here than glibc's.
 #[global_allocator]
@@ -31,13 +30,13 @@ const EXAMPLES: &str = "\
 Examples:
   sysgen-data --config configs/quickstart.toml
   sysgen-data --config configs/quickstart.toml --set data.path=rows.jsonl --set output_dir=runs/mine
-  sysgen-data --config configs/quickstart.toml --dry-run      the effective config, every default spelled out
-  sysgen-data --config run.toml --shard 3/16                    one of 16 processes on the same output_dir
-  sysgen-data merge --config run.toml                           the data set of shards that are all done
-  sysgen-data stats runs/quickstart                            the paper's tables for what was generated
+  sysgen-data --config configs/quickstart.toml --dry-run    the effective config
+  sysgen-data --config run.toml --shard 3/16                one of 16 processes on one output_dir
+  sysgen-data merge --config run.toml                       the data set of shards all done
+  sysgen-data stats runs/quickstart                         the paper's tables
+  sysgen-data report runs/quickstart                        one HTML page: charts, every row
   sysgen-data export runs/quickstart --format parquet -o rows.parquet
-  sysgen-data report runs/quickstart                           one HTML page: charts, and every row
-  sysgen-data bench --model runs/quickstart/export             how fast this machine writes
+  sysgen-data bench --model runs/quickstart/export          how fast this machine writes
 
 Writes <output_dir>/data/dataset.jsonl and manifest.json. Run the same command again to go on after
 Ctrl-C, a kill or a power cut.";
@@ -49,7 +48,7 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    run: Option<RunArguments>,
+    generate: Option<GenerateArguments>,
 }
 
 #[derive(Subcommand)]
@@ -84,38 +83,26 @@ impl FromStr for ShardChoice {
     }
 }
 
+/// Everything `sysgen-data --config` takes.
 #[derive(Args)]
-struct RunArguments {
-    /// The config file (TOML).
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Overrides one key, for example `--set data.limit=100`; may be repeated.
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
-    overrides: Vec<String>,
+struct GenerateArguments {
+    #[command(flatten)]
+    run: RunArguments,
     /// Works on one part of the rows, the third of sixteen for example, beside other processes on the same
     /// output_dir; `auto` takes it from SLURM_PROCID and SLURM_NTASKS, or RANK and WORLD_SIZE.
     #[arg(long, value_name = "I/N")]
     shard: Option<ShardChoice>,
-    /// Prints the effective config and does nothing else.
-    #[arg(long)]
-    dry_run: bool,
-    /// Says more.
-    #[arg(short, long, conflicts_with = "quiet")]
-    verbose: bool,
-    /// Says only what went wrong.
-    #[arg(short, long)]
-    quiet: bool,
 }
 
 fn main() -> ExitCode {
     sysgen_core::allocator::keep_freed_memory();
     let arguments = Arguments::parse();
-    let result = match (&arguments.command, &arguments.run) {
+    command_line::exit(match (&arguments.command, &arguments.generate) {
         (Some(Command::Bench(arguments)), _) => {
             catch_out_of_memory(BENCH_ADVICE, || bench::bench(arguments))
         }
         (Some(Command::Merge(run)), _) => {
-            start_log(run.level());
+            run.start_log();
             start(run, |config| {
                 sysgen_data::merge(config, &Environment::of_process())
             })
@@ -132,47 +119,13 @@ fn main() -> ExitCode {
             start_log("info");
             output::write_report(arguments)
         }
-        (None, Some(run)) => {
-            start_log(run.level());
+        (None, Some(GenerateArguments { run, shard })) => {
+            run.start_log();
             interrupt::install();
-            catch_out_of_memory(ADVICE, || start(run, |config| generate(config, run.shard)))
+            catch_out_of_memory(ADVICE, || start(run, |config| generate(config, *shard)))
         }
         (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-impl RunArguments {
-    fn level(&self) -> &'static str {
-        match (self.verbose, self.quiet) {
-            (true, _) => "debug",
-            (_, true) => "error",
-            _ => "info",
-        }
-    }
-}
-
-fn start_log(level: &str) {
-    let default = ["core", "chat", "infer", "model", "data"]
-        .map(|part| format!("sysgen_{part}={level}"))
-        .join(",");
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,{default}")));
-    let colour = std::io::stderr().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour)
-        .with_target(false)
-        .without_time()
-        .init();
+    })
 }
 
 fn generate(config: &RunConfig, shard: Option<ShardChoice>) -> Result<Summary> {
@@ -187,22 +140,18 @@ fn generate(config: &RunConfig, shard: Option<ShardChoice>) -> Result<Summary> {
 }
 
 fn start(arguments: &RunArguments, work: impl FnOnce(&RunConfig) -> Result<Summary>) -> Result<()> {
-    let config = RunConfig::load(&arguments.config, &arguments.overrides)?;
-    if config.generate.is_none() {
-        bail!(
+    arguments.run(|config| {
+        ensure!(
+            config.generate.is_some(),
             "{} has no [generate] section; add one to generate data",
             arguments.config.display()
         );
-    }
-    if arguments.dry_run {
-        tell(config.to_toml().trim_end());
-        return Ok(());
-    }
-    let summary = work(&config)?;
-    if !summary.interrupted && !summary.other_shards && !arguments.quiet {
-        show(&summary);
-    }
-    Ok(())
+        let summary = work(config)?;
+        if !summary.interrupted && !summary.other_shards && !arguments.quiet {
+            show(&summary);
+        }
+        Ok(())
+    })
 }
 
 fn show(summary: &Summary) {
@@ -229,8 +178,9 @@ fn show(summary: &Summary) {
     if summary.tokens > 0 {
         let speed = summary.tokens as f64 / summary.seconds.max(1e-9);
         tell(format_args!(
-            "\n{} tokens read and written in {:.1} s ({speed:.0} tokens/s)",
-            summary.tokens, summary.seconds
+            "\n{} tokens read and written in {} ({speed:.0} tokens/s)",
+            summary.tokens,
+            duration(summary.seconds)
         ));
     }
     tell(format_args!("\n{}", summary.dataset.display()));

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use sysgen_core::tell::duration;
 
 use crate::throughput::Throughput;
 
@@ -14,8 +15,10 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     rows: usize,
     rows_done: usize,
+    /// Answers that earlier runs had got, those got since, and how many are still to come at the start.
+    had: usize,
     answers: usize,
-    answers_expected: usize,
+    expected: usize,
     tokens: usize,
     started: Instant,
     last_line: Instant,
@@ -23,18 +26,19 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Of `rows` rows, `done` need nothing more; the others need about `answers_expected` answers.
+    /// Of `rows` rows, `done` need nothing more; `had` answers are there, and about `expected` are to come.
     pub(crate) fn new(
         rows: usize,
         done: usize,
-        answers_expected: usize,
+        had: usize,
+        expected: usize,
         throughput: Throughput,
     ) -> Progress {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} rows  {msg}");
-            let bar = ProgressBar::new(rows as u64);
+        let shown = std::io::stderr().is_terminal() && tracing::enabled!(tracing::Level::INFO);
+        let bar = shown.then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {msg}");
+            let bar = ProgressBar::new(100);
             bar.set_style(style.expect("the template is a constant"));
-            bar.set_position(done as u64);
             bar
         });
         let now = Instant::now();
@@ -42,8 +46,9 @@ impl Progress {
             bar,
             rows,
             rows_done: done,
+            had,
             answers: 0,
-            answers_expected,
+            expected,
             tokens: 0,
             started: now,
             last_line: now,
@@ -58,9 +63,9 @@ impl Progress {
         self.show();
     }
 
-    /// `rows` more rows need nothing more.
-    pub(crate) fn rows(&mut self, rows: usize) {
-        self.rows_done += rows;
+    /// One more row needs nothing more.
+    pub(crate) fn row(&mut self) {
+        self.rows_done += 1;
         self.show();
     }
 
@@ -75,7 +80,7 @@ impl Progress {
             self.rows_done,
             self.rows,
             duration(seconds),
-            self.message()
+            self.speed()
         );
     }
 
@@ -87,33 +92,44 @@ impl Progress {
     fn show(&mut self) {
         self.throughput.note(self.rows_done, self.tokens);
         if let Some(bar) = &self.bar {
-            bar.set_position(self.rows_done as u64);
+            bar.set_position(self.percent());
             bar.set_message(self.message());
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
-            tracing::info!("{}/{} rows  {}", self.rows_done, self.rows, self.message());
+            tracing::info!("{}", self.message());
         }
+    }
+
+    /// Of the answers: rows are done in bunches, when the last phase comes to them.
+    fn percent(&self) -> u64 {
+        let had = self.had + self.answers;
+        // Retries make it a little more than expected, dropped rows a little less.
+        let all = (self.had + self.expected).max(had + 1);
+        match self.rows_done == self.rows {
+            true => 100,
+            false => (100 * had / all) as u64,
+        }
+    }
+
+    fn speed(&self) -> String {
+        let seconds = self.started.elapsed().as_secs_f64().max(1e-3);
+        format!("{:.0} tokens/s", self.tokens as f64 / seconds)
     }
 
     fn message(&self) -> String {
-        let seconds = self.started.elapsed().as_secs_f64().max(1e-3);
-        let speed = format!("{:.0} tokens/s", self.tokens as f64 / seconds);
+        let done = format!(
+            "{} %  {}/{} rows  {}",
+            self.percent(),
+            self.rows_done,
+            self.rows,
+            self.speed()
+        );
         if self.answers == 0 || self.rows_done == self.rows {
-            return speed;
+            return done;
         }
-        // Retries make it a little more than expected, dropped rows a little less.
-        let to_come = self.answers_expected.saturating_sub(self.answers);
+        let seconds = self.started.elapsed().as_secs_f64();
+        let to_come = self.expected.saturating_sub(self.answers);
         let left = seconds / self.answers as f64 * to_come as f64;
-        format!("{speed}  {} left", duration(left))
-    }
-}
-
-/// For a person: `40 s`, `3 min 5 s`, `2 h 10 min`.
-pub(crate) fn duration(seconds: f64) -> String {
-    let seconds = seconds as u64;
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s} s"),
-        (h, m, _) => format!("{h} h {m} min"),
+        format!("{done}  {} left", duration(left))
     }
 }

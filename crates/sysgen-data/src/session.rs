@@ -72,8 +72,12 @@ impl Session<'_> {
             return Ok(());
         }
         let done = rows.len() - waiting.len();
-        if done > 0 || log.has_answers() {
-            tracing::info!("going on after {done} of {} rows", rows.len());
+        let had = rows.iter().map(|row| log.count(&row.id)).sum();
+        if had > 0 {
+            tracing::info!(
+                "going on: {had} answers are there, {done} of {} rows need nothing more",
+                rows.len()
+            );
         }
         // Before the model is loaded: a log that cannot be written is known at once.
         log.write_to(shard)?;
@@ -84,7 +88,7 @@ impl Session<'_> {
         );
         let expected = waiting.iter().map(|row| self.answers_to_come(row)).sum();
         let throughput = Throughput::of(&summary.dataset.with_file_name(""));
-        let mut progress = Progress::new(rows.len(), done, expected, throughput);
+        let mut progress = Progress::new(rows.len(), done, had, expected, throughput);
         let mut outcome = Ok(());
         let mut unanswered = BTreeMap::new();
         for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {
@@ -135,13 +139,13 @@ impl Session<'_> {
             let mut prompts: Vec<Prompt> = Vec::new();
             let mut choices: Vec<Place> = Vec::new();
             let mut judgements: Vec<Judgement> = Vec::new();
-            let before = waiting.len();
-            let mut still_waiting = Vec::with_capacity(before);
+            let mut still_waiting = Vec::with_capacity(waiting.len());
             for row in waiting {
                 if unanswered.contains_key(&row.id) {
                     continue;
                 }
                 let Step::Ask(ask) = self.next(row)? else {
+                    progress.row();
                     continue;
                 };
                 still_waiting.push(row);
@@ -163,7 +167,6 @@ impl Session<'_> {
                 }
             }
             waiting = still_waiting;
-            progress.rows(before - waiting.len());
             if waiting.is_empty() {
                 return Ok(());
             }

@@ -21,15 +21,14 @@ mod summary;
 mod trace;
 mod workload;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use sysgen_core::{RunConfig, interrupt, tell};
+use sysgen_core::command_line::{RunArguments, exit};
+use sysgen_core::{RunConfig, interrupt};
 use sysgen_model::catch_out_of_memory;
-use tracing_subscriber::EnvFilter;
 
 /// Tensors come and go every step: an allocator that keeps its pages makes a CPU step a third faster than glibc's.
 #[global_allocator]
@@ -48,15 +47,16 @@ const ALONE_ADVICE: &str =
 const EXAMPLES: &str = "\
 Examples:
   sysgen-train --config configs/quickstart.toml
-  sysgen-train --config configs/quickstart.toml --set train.learning_rate=2e-5 --set output_dir=runs/two
-  sysgen-train --config configs/quickstart.toml --dry-run     the effective config, every default spelled out
-  sysgen-train check --config configs/quickstart.toml         what would be learnt, and what is wrong with it
-  sysgen-train plan --config configs/quickstart.toml --device-memory 24GB   memory, steps and hours before they are spent
-  sysgen-train export --config configs/quickstart.toml        the newest checkpoint as a Hugging Face folder
-  sysgen-train merge --model DIR --adapter DIR --output DIR   an adapter merged into its model
-  sysgen-train answer --model runs/quickstart/export --system \"Be brief.\" --user \"What is the capital of France?\"
-  sysgen-train doctor --device cuda                           what is missing, and whether the GPU computes right
-  sysgen-train bench --model runs/quickstart/export           how fast this machine trains
+  sysgen-train --config configs/quickstart.toml --set train.learning_rate=2e-5
+  sysgen-train --config configs/quickstart.toml --dry-run       the effective config
+  sysgen-train check --config configs/quickstart.toml           what is learnt, what is wrong with it
+  sysgen-train plan --config configs/quickstart.toml            memory, steps and hours beforehand
+  sysgen-train trace --config configs/quickstart.toml --step 7  the rows of a step
+  sysgen-train export --config configs/quickstart.toml          the newest checkpoint as a model
+  sysgen-train merge --model DIR --adapter DIR --output DIR     an adapter merged into its model
+  sysgen-train answer --model runs/quickstart/export --user \"How do I make soup?\"
+  sysgen-train doctor --device cuda                             what is missing, and is the GPU right
+  sysgen-train bench --model runs/quickstart/export             how fast this machine trains
 
 Run the same command again to go on after Ctrl-C, a kill or a power cut.";
 
@@ -99,49 +99,30 @@ struct CheckArguments {
     html: Option<PathBuf>,
 }
 
-#[derive(Args, Clone)]
-struct RunArguments {
-    /// The config file (TOML).
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Overrides one key, for example `--set train.max_steps=100`; may be repeated.
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
-    overrides: Vec<String>,
-    /// Prints the effective config and does nothing else.
-    #[arg(long)]
-    dry_run: bool,
-    /// Says more.
-    #[arg(short, long, conflicts_with = "quiet")]
-    verbose: bool,
-    /// Says only what went wrong.
-    #[arg(short, long)]
-    quiet: bool,
-}
-
 /// What a command does with a config.
-type Work = Box<dyn Fn(&RunConfig) -> Result<()>>;
+type Work = Box<dyn FnOnce(&RunConfig) -> Result<()>>;
 
 fn main() -> ExitCode {
     sysgen_core::allocator::keep_freed_memory();
     let arguments = Arguments::parse();
     let (command, run) = match (arguments.command, arguments.run) {
         (Some(Command::Answer(arguments)), _) => {
-            return end(catch_out_of_memory(ALONE_ADVICE, || {
+            return exit(catch_out_of_memory(ALONE_ADVICE, || {
                 answer::answer(&arguments)
             }));
         }
         (Some(Command::Merge(arguments)), _) => {
-            return end(catch_out_of_memory(ALONE_ADVICE, || {
+            return exit(catch_out_of_memory(ALONE_ADVICE, || {
                 merge::merge(&arguments)
             }));
         }
         (Some(Command::Bench(arguments)), _) => {
-            return end(catch_out_of_memory(BENCH_ADVICE, || {
+            return exit(catch_out_of_memory(BENCH_ADVICE, || {
                 bench::bench(&arguments)
             }));
         }
         (Some(Command::Doctor(arguments)), _) => {
-            return end(catch_out_of_memory(ALONE_ADVICE, || {
+            return exit(catch_out_of_memory(ALONE_ADVICE, || {
                 doctor::doctor(&arguments)
             }));
         }
@@ -163,47 +144,7 @@ fn main() -> ExitCode {
         (None, Some(run)) => (Box::new(pipeline::run) as Work, run),
         (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
     };
-    start_log(&run);
+    run.start_log();
     interrupt::install();
-    end(catch_out_of_memory(ADVICE, || start(&command, &run)))
-}
-
-/// What the shell is told, and the one line a person is.
-fn end(result: Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn start(command: &Work, run: &RunArguments) -> Result<()> {
-    let config = RunConfig::load(&run.config, &run.overrides)?;
-    if run.dry_run {
-        tell(config.to_toml().trim_end());
-        return Ok(());
-    }
-    command(&config)
-}
-
-/// Everything a person is told goes to stderr; `RUST_LOG` says more than `-v` and `-q` can.
-fn start_log(run: &RunArguments) {
-    let level = match (run.verbose, run.quiet) {
-        (true, _) => "debug",
-        (_, true) => "error",
-        _ => "info",
-    };
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,sysgen={level}")));
-    let colour = std::io::stderr().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour)
-        .with_target(false)
-        .without_time()
-        .init();
+    exit(catch_out_of_memory(ADVICE, || run.run(command)))
 }

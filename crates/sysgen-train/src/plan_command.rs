@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
+use sysgen_core::command_line::RunArguments;
 use sysgen_core::config::{Optim, TrainDtype, TrainMethod, TrainSection};
 use sysgen_core::measure::{forget_peak_rss, median, peak_rss_mib};
 use sysgen_core::{RunConfig, tell};
@@ -28,7 +29,7 @@ const TIMED_STEPS: usize = 4;
 #[derive(Args)]
 pub(crate) struct PlanArguments {
     #[command(flatten)]
-    pub(crate) run: crate::RunArguments,
+    pub(crate) run: RunArguments,
     /// Says what fits in this much memory, for example 80GiB or 24GB.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     device_memory: Option<u64>,

@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
+use sysgen_core::tell::duration;
 
 use crate::metrics::Line;
 
@@ -99,12 +100,11 @@ impl Show {
         if let Some(share) = line.supervised_share {
             words += &format!("  {:.0} % learnt", 100.0 * share);
         }
-        let done = line.step - self.first_step;
-        let left = self
-            .started
-            .elapsed()
-            .div_f64(done.max(1) as f64)
-            .mul_f64((self.total_steps - line.step) as f64);
-        words + &format!("  {} left", HumanDuration(left))
+        let (done, to_come) = (line.step - self.first_step, self.total_steps - line.step);
+        if to_come > 0 {
+            let left = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * to_come as f64;
+            words += &format!("  {} left", duration(left));
+        }
+        words
     }
 }

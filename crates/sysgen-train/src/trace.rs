@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use sysgen_core::command_line::RunArguments;
 use sysgen_core::{RunConfig, tell};
 use sysgen_train::row_losses::{self, StepRows};
 
@@ -9,7 +10,7 @@ use sysgen_train::row_losses::{self, StepRows};
 #[group(id = "what", required = true, multiple = false, args = ["step", "row"])]
 pub(crate) struct TraceArguments {
     #[command(flatten)]
-    pub(crate) run: crate::RunArguments,
+    pub(crate) run: RunArguments,
     /// Shows the rows of this optimizer step, the highest loss first.
     #[arg(long, value_name = "N")]
     step: Option<usize>,

@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde::Serialize;
 use sysgen_chat::{EncodedText, EncoderTokenizer};
+use sysgen_core::tell::duration;
 use sysgen_model::{Device, Encoder, EncoderConfig, EncoderFamily};
 
 use crate::dataset::{AnswerPair, Line};
 use crate::open::DataSet;
-use crate::progress::duration;
 use crate::stats::rouge::Score;
 
 /// Pairs between two looks at the clock; enough of them that those of a length meet.
