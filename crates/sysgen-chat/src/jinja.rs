@@ -105,17 +105,18 @@ fn to_json(value: Value, indent: Option<usize>, options: Kwargs) -> Result<Strin
 /// Python's default separators.
 struct Spaced;
 
+/// What stands before a value of an array or a key of an object.
+fn separator(first: bool) -> &'static [u8] {
+    if first { b"" } else { b", " }
+}
+
 impl serde_json::ser::Formatter for Spaced {
     fn begin_array_value<W: ?Sized + std::io::Write>(
         &mut self,
         writer: &mut W,
         first: bool,
     ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+        writer.write_all(separator(first))
     }
 
     fn begin_object_key<W: ?Sized + std::io::Write>(
@@ -123,11 +124,7 @@ impl serde_json::ser::Formatter for Spaced {
         writer: &mut W,
         first: bool,
     ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+        writer.write_all(separator(first))
     }
 
     fn begin_object_value<W: ?Sized + std::io::Write>(

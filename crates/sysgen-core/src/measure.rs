@@ -1,4 +1,66 @@
-//! What a benchmark says of its own process.
+//! What benchmarks say of their model and their process, alike in all of them.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// The model that is measured, and where.
+#[derive(Serialize)]
+pub struct Measured {
+    /// What computes, by name.
+    pub device: String,
+    /// The model's folder or `config.json`.
+    pub model: String,
+    /// How many numbers it has.
+    pub parameters: usize,
+    /// `loaded` or `random`.
+    pub weights: &'static str,
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {:.1} million parameters, {} weights",
+            self.model,
+            self.parameters as f64 / 1e6,
+            self.weights
+        )
+    }
+}
+
+/// The most memory that was held, in MiB.
+#[derive(Serialize)]
+pub struct PeakMemory {
+    /// On the device, where it tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_device_memory_mib: Option<u64>,
+    /// By this process, where the system tells.
+    pub peak_rss_mib: Option<u64>,
+}
+
+impl PeakMemory {
+    /// Of this process so far, and of a device that has reserved so many bytes.
+    pub fn with_device(bytes: Option<u64>) -> PeakMemory {
+        PeakMemory {
+            peak_device_memory_mib: bytes.map(|bytes| bytes >> 20),
+            peak_rss_mib: peak_rss_mib(),
+        }
+    }
+}
+
+/// Lines, each with its line end before it.
+impl fmt::Display for PeakMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(mib) = self.peak_device_memory_mib {
+            write!(f, "\npeak device memory: {mib} MiB")?;
+        }
+        if let Some(mib) = self.peak_rss_mib {
+            write!(f, "\npeak memory of the process: {mib} MiB")?;
+        }
+        Ok(())
+    }
+}
 
 /// The most memory this process has held so far, in MiB; `None` where the system does not tell (all but Linux).
 pub fn peak_rss_mib() -> Option<u64> {

@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
-use sysgen_core::measure::{least, median, peak_rss_mib, rounded};
+use sysgen_core::measure::{Measured, PeakMemory, least, median, rounded};
 use sysgen_core::tell;
 use sysgen_infer::{Engine, Options, Request, Sampling, Statistics};
-use sysgen_model::{Decoder, Origin, WeightDtype, device, device_name, doing, read_ids};
+use sysgen_model::{Decoder, WeightDtype, device, device_name, doing, read_ids};
 
 /// The tensor of the inputs file, `[rows, prompt]`.
 const TENSOR: &str = "prompt.input_ids";
@@ -58,10 +58,8 @@ pub(crate) struct BenchArguments {
 /// The figures, under the names that the PyTorch side uses. Reading the prompts counts as time, not as tokens.
 #[derive(Serialize)]
 struct Report {
-    device: String,
-    model: String,
-    parameters: usize,
-    weights: &'static str,
+    #[serde(flatten)]
+    measured: Measured,
     batch: usize,
     prompt: usize,
     new: usize,
@@ -75,9 +73,8 @@ struct Report {
     reused_tokens: usize,
     occupancy: f64,
     first_tokens_row0: Vec<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peak_device_memory_mib: Option<u64>,
-    peak_rss_mib: Option<u64>,
+    #[serde(flatten)]
+    memory: PeakMemory,
 }
 
 /// Measures and prints.
@@ -131,12 +128,11 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let written = (batch * new) as f64;
     let memory = device.memory_pool_usage();
     let report = Report {
-        device: device_name(&device),
-        model: arguments.model.display().to_string(),
-        parameters,
-        weights: match origin {
-            Origin::Loaded => "loaded",
-            Origin::Random => "random",
+        measured: Measured {
+            device: device_name(&device),
+            model: arguments.model.display().to_string(),
+            parameters,
+            weights: origin.name(),
         },
         batch,
         prompt,
@@ -151,8 +147,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         reused_tokens: statistics.reused_tokens,
         occupancy: rounded(statistics.mean_occupancy(), 4),
         first_tokens_row0: first.into_iter().take(FIRST_TOKENS).collect(),
-        peak_device_memory_mib: memory.map(|usage| usage.bytes_reserved >> 20),
-        peak_rss_mib: peak_rss_mib(),
+        memory: PeakMemory::with_device(memory.map(|usage| usage.bytes_reserved)),
     };
     tell(if arguments.json {
         serde_json::to_string(&report)?
@@ -242,16 +237,11 @@ fn prompts(rows: &[Vec<u32>], batch: usize, shared: usize, vocab_size: usize) ->
 
 impl Report {
     fn to_text(&self) -> String {
-        let mut lines = vec![
-            format!(
-                "{}: {:.1} million parameters, {} weights",
-                self.model,
-                self.parameters as f64 / 1e6,
-                self.weights
-            ),
+        let lines = [
+            self.measured.to_string(),
             format!(
                 "{} texts at a time on {}: {} tokens after {} of prompt, {} shared",
-                self.batch, self.device, self.new, self.prompt, self.shared_prefix
+                self.batch, self.measured.device, self.new, self.prompt, self.shared_prefix
             ),
             format!("prompts: {}", self.rows),
             format!(
@@ -267,13 +257,7 @@ impl Report {
             ),
             format!("first tokens of row 0: {:?}", self.first_tokens_row0),
         ];
-        if let Some(mib) = self.peak_device_memory_mib {
-            lines.push(format!("peak device memory: {mib} MiB"));
-        }
-        if let Some(mib) = self.peak_rss_mib {
-            lines.push(format!("peak memory of the process: {mib} MiB"));
-        }
-        lines.join("\n")
+        lines.join("\n") + &self.memory.to_string()
     }
 }
 

@@ -22,6 +22,16 @@ pub enum Origin {
     Random,
 }
 
+impl Origin {
+    /// `loaded` or `random`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Origin::Loaded => "loaded",
+            Origin::Random => "random",
+        }
+    }
+}
+
 impl Decoder {
     /// A model directory with its weights; or, of a directory that holds only `config.json`, or of such a file itself, an
     /// untrained model of that shape in f32.

@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
-use sysgen_core::measure::{least, median, peak_rss_mib, rounded};
+use sysgen_core::measure::{Measured, PeakMemory, least, median, rounded};
 use sysgen_core::tell;
-use sysgen_model::{Decoder, Device, Lora, Origin, WeightDtype, device, device_name, doing};
+use sysgen_model::{Decoder, Device, Lora, WeightDtype, device, device_name, doing};
 use sysgen_ops::AdamW;
 use sysgen_train::optim::Optimizer;
 use sysgen_train::trainer::Trainer;
@@ -94,10 +94,8 @@ pub(crate) struct BenchArguments {
 /// The figures, under the names that the PyTorch side uses.
 #[derive(Serialize)]
 struct Report {
-    device: String,
-    model: String,
-    parameters: usize,
-    weights: &'static str,
+    #[serde(flatten)]
+    measured: Measured,
     dtype: String,
     method: Method,
     gradient_checkpointing: bool,
@@ -116,9 +114,8 @@ struct Report {
     recipe: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     mfu: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peak_device_memory_mib: Option<u64>,
-    peak_rss_mib: Option<u64>,
+    #[serde(flatten)]
+    memory: PeakMemory,
 }
 
 /// Measures and prints.
@@ -193,12 +190,11 @@ fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Rep
     let timed = &seconds[1..];
     let (middle, best) = (median(timed), least(timed));
     Ok(Report {
-        device: device_name(device),
-        model: model.display().to_string(),
-        parameters: count,
-        weights: match origin {
-            Origin::Loaded => "loaded",
-            Origin::Random => "random",
+        measured: Measured {
+            device: device_name(device),
+            model: model.display().to_string(),
+            parameters: count,
+            weights: origin.name(),
         },
         dtype,
         method: arguments.method,
@@ -218,29 +214,22 @@ fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Rep
         mfu: arguments
             .peak_tflops
             .map(|peak| rounded(flops / middle / (peak * 1e12), 4)),
-        peak_device_memory_mib: reserved.map(|bytes: u64| bytes >> 20),
-        peak_rss_mib: peak_rss_mib(),
+        memory: PeakMemory::with_device(reserved),
     })
 }
 
 impl Report {
     fn to_text(&self) -> String {
         let mut lines = vec![
+            format!("{}, {}", self.measured, self.dtype),
             format!(
-                "{}: {:.1} million parameters, {} weights, {}",
-                self.model,
-                self.parameters as f64 / 1e6,
-                self.weights,
-                self.dtype
-            ),
-            format!(
-                "{} steps of {} x {} tokens on {}, {} part(s), {} of each row learnt",
+                "{} steps of {} x {} tokens on {}, micro-batches: {}, learnt: {:.0} % of each row",
                 self.steps_timed,
                 self.batch[0],
                 self.batch[1],
-                self.device,
+                self.measured.device,
                 self.micro_batches,
-                self.supervised_share
+                100.0 * self.supervised_share
             ),
             format!(
                 "step: {:.4} s median, {:.4} s best",
@@ -258,12 +247,6 @@ impl Report {
                 100.0 * mfu
             ));
         }
-        if let Some(mib) = self.peak_device_memory_mib {
-            lines.push(format!("peak device memory: {mib} MiB"));
-        }
-        if let Some(mib) = self.peak_rss_mib {
-            lines.push(format!("peak memory of the process: {mib} MiB"));
-        }
-        lines.join("\n")
+        lines.join("\n") + &self.memory.to_string()
     }
 }
