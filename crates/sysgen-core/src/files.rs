@@ -117,6 +117,9 @@ pub(crate) fn explain(what: &str, path: &Path, error: io::Error) -> anyhow::Erro
         io::ErrorKind::QuotaExceeded => anyhow::anyhow!(
             "cannot {what} {path}: the disk quota is used up; free some space and start again, finished work is kept"
         ),
+        io::ErrorKind::FileTooLarge => anyhow::anyhow!(
+            "cannot {what} {path}: the file would be larger than `ulimit -f` allows; raise it and start again, finished work is kept"
+        ),
         io::ErrorKind::PermissionDenied => anyhow::anyhow!(
             "cannot {what} {path}: permission denied; choose a folder you may write to"
         ),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::flag;
 
 /// Exit status of a program ended by Ctrl-C: 128 + SIGINT.
@@ -13,7 +13,8 @@ const INTERRUPTED: i32 = 130;
 static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// From now on SIGINT, SIGTERM and SIGUSR1 only set the flag; a second SIGINT ends the program at once
-/// with status 130. Called once, by a program's `main`.
+/// with status 130. A file beyond `ulimit -f` is an error of its writing, not the program's end. Called once,
+/// by a program's `main`.
 pub fn install() {
     const ALLOWED: &str = "a program may handle SIGINT, SIGTERM and SIGUSR1";
     let pressed = Arc::new(AtomicBool::new(false));
@@ -23,6 +24,7 @@ pub fn install() {
     for signal in [SIGINT, SIGTERM, SIGUSR1] {
         flag::register(signal, Arc::clone(&REQUESTED)).expect(ALLOWED);
     }
+    flag::register(SIGXFSZ, Arc::default()).expect("a program may handle SIGXFSZ");
 }
 
 /// Whether the run was asked to save and stop.

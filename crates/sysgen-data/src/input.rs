@@ -180,7 +180,9 @@ fn columns_of_first_row(path: &Path) -> Option<String> {
     let mut columns = None;
     // The error ends the reading after one row; what else is wrong with the file is known by now.
     let _ = container::for_each_entry(path, &mut |entry| {
-        if let Ok(Value::Object(row)) = &entry.value {
+        if let Ok(Value::Object(row)) = &entry.value
+            && !row.is_empty()
+        {
             let names: Vec<&str> = row.keys().map(String::as_str).take(MOST_COLUMNS).collect();
             let more = if row.len() > names.len() { ", …" } else { "" };
             columns = Some(format!("{}{more}", names.join(", ")));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sysgen_core::config::{Deduplicate, Variant};
 use sysgen_core::files::write_atomically;
 
-use crate::input::ReadCounts;
+use crate::input::{Places, ReadCounts};
 use crate::log::{Key, Phase};
 use crate::tag::{RejectReason, Tag};
 use crate::verify::Label;
@@ -149,39 +149,42 @@ impl fmt::Display for Funnel {
         for file in &read.files {
             writeln!(f, "  {file}")?;
         }
-        let mut line = |name: &str, rows: usize| writeln!(f, "  {name:<WIDTH$} {rows:>9}");
-        line("rows in the files", read.found)?;
+        let mut line = |name: &str, rows: usize, places: Option<&Places>| {
+            let places = places.map_or(String::new(), |places| format!("  {places}"));
+            writeln!(f, "  {name:<WIDTH$} {rows:>9}{places}")
+        };
+        line("rows in the files", read.found, None)?;
         for (reason, places) in &read.unreadable {
-            line(&format!("  - {reason} ({places})"), places.count)?;
+            line(&format!("  - {reason}"), places.count, Some(places))?;
         }
         if read.with_system > 0 {
-            line("  - has a system message", read.with_system)?;
+            line("  - has a system message", read.with_system, None)?;
         }
         for (name, places) in [
-            ("shares text with a benchmark", &read.contaminated),
-            ("repeats an earlier row", &read.duplicates),
-            ("nearly repeats an earlier row", &read.near_duplicates),
+            ("  - shares text with a benchmark", &read.contaminated),
+            ("  - repeats an earlier row", &read.duplicates),
+            ("  - nearly repeats an earlier row", &read.near_duplicates),
         ] {
             if places.count > 0 {
-                line(&format!("  - {name} ({places})"), places.count)?;
+                line(name, places.count, Some(places))?;
             }
         }
         if read.beyond_limit > 0 {
-            line("  - beyond data.limit", read.beyond_limit)?;
+            line("  - beyond data.limit", read.beyond_limit, None)?;
         }
         if read.rows != read.used {
-            line("conversations", read.used)?;
+            line("conversations", read.used, None)?;
         }
-        line("rows for the phases", read.rows)?;
+        line("rows for the phases", read.rows, None)?;
         for (name, phase) in [
             ("draft, filter", &self.draft),
             ("verify", &self.verify),
             ("respond", &self.respond),
         ] {
             for (reason, rows) in &phase.dropped {
-                line(&format!("  - {name}: {reason}"), *rows)?;
+                line(&format!("  - {name}: {reason}"), *rows, None)?;
             }
-            line(&format!("after {name}"), phase.left)?;
+            line(&format!("after {name}"), phase.left, None)?;
         }
         write!(
             f,

@@ -89,7 +89,7 @@ pub struct ReadCounts {
     pub rows: usize,
 }
 
-/// `rows.jsonl: 7 rows: 5 question/answer, 1 ShareGPT; 1 unreadable`
+/// `rows.jsonl: 7 rows: 5 question/answer, 1 ShareGPT; 1 left out`
 impl fmt::Display for FileCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} rows", self.file, self.found)?;
@@ -101,7 +101,7 @@ impl fmt::Display for FileCounts {
         }
         let unreadable: usize = self.unreadable.values().map(|places| places.count).sum();
         if unreadable > 0 {
-            write!(f, "; {unreadable} unreadable")?;
+            write!(f, "; {unreadable} left out")?;
         }
         Ok(())
     }

@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use sysgen_data::open::DataSet;
 use sysgen_data::stats::bert_score::BertScorer;
 use sysgen_data::stats::{Options, statistics};
 use sysgen_model::Device;
 
-use crate::scripted::{Bench, run};
+use crate::scripted::{Bench, lines, run};
 
 fn encoder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -22,11 +21,7 @@ fn the_column_is_the_mean_over_new_answers_against_original_ones() {
     let config = bench.config("out", &[]);
     run(&config).unwrap();
     let data_set = DataSet::of_config(&config).unwrap();
-    let lines: Vec<Value> = std::fs::read_to_string(&data_set.path)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines = lines(&config);
     let pairs: Vec<(&str, &str)> = lines
         .iter()
         .map(|line| {

@@ -184,6 +184,23 @@ fn retry_after_holds_back_every_request() {
 }
 
 #[test]
+fn requests_a_minute_are_begun_no_faster() {
+    let bench = Bench::new();
+    let begun: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let times = Arc::clone(&begun);
+    let server = Server::start(move |request| {
+        times.lock().unwrap().push(Instant::now());
+        good(request)
+    });
+    let slowly = ["generate.openai.requests_per_minute=1200", "data.limit=4"];
+    run(&config(&bench, &server.url, &slowly)).unwrap();
+    let begun = begun.lock().unwrap();
+    assert_eq!(begun.len(), 12);
+    // Begun 50 ms apart, they arrive in eleven such pauses all in all, whatever the network does to one of them.
+    assert!(begun[11] - begun[0] >= Duration::from_millis(500));
+}
+
+#[test]
 fn parallel_requests_are_bounded() {
     let bench = Bench::new();
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

@@ -3,6 +3,7 @@
 
 mod bert_score;
 mod card;
+mod containers;
 mod damage;
 mod endpoint;
 mod export;

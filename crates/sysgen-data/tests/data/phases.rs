@@ -1,17 +1,12 @@
 //! What the four phases make of scripted answers.
 
+use anyhow::Result;
 use serde_json::{Value, json};
 use sysgen_core::config::RunConfig;
+use sysgen_data::generator::{Generator, Judged, Judgement, OnDone, Outcome, Prompt, Reply};
 use sysgen_data::{dataset_path, is_complete_with, run_with};
 
-use crate::scripted::{Bench, bytes, data_dir, model, outcome, run, seed};
-
-fn lines(config: &RunConfig) -> Vec<Value> {
-    bytes(&dataset_path(config))
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
+use crate::scripted::{Bench, Script, bytes, data_dir, lines, model, outcome, run, seed};
 
 fn ids(lines: &[Value]) -> Vec<&str> {
     lines
@@ -133,7 +128,7 @@ fn the_funnel_says_where_every_row_went() {
     );
     let table = funnel.to_string();
     assert!(
-        table.contains("not valid JSON (rows.jsonl:9)") && table.contains("37.50 %"),
+        table.contains("1  rows.jsonl:9") && table.contains("37.50 %"),
         "{table}"
     );
     let manifest: Value =
@@ -356,4 +351,58 @@ fn a_run_is_complete_until_its_config_data_or_data_set_changes() {
     run(&config).unwrap();
     assert!(complete(&config));
     assert_eq!(outcome(&config).0, dataset);
+}
+
+#[test]
+fn without_retries_a_draft_has_one_attempt() {
+    let bench = Bench::new();
+    let config = bench.config("out", &["generate.draft.retries=0"]);
+    let funnel = run(&config).unwrap().funnel;
+    assert_eq!(funnel.draft.dropped["no usable phrase in any draft"], 2);
+    assert_eq!(ids(&lines(&config)), ["plain", "style is bad"]);
+}
+
+/// Drafts these words, whatever the row, and finds everything good.
+struct Drafter(&'static str);
+
+impl Generator for Drafter {
+    fn complete(&mut self, prompts: Vec<Prompt>, on_done: OnDone<'_, Reply>) -> Result<()> {
+        for (i, prompt) in prompts.iter().enumerate() {
+            let asked = &prompt.messages.last().unwrap().content;
+            let drafts = asked.contains("## [Conversation]");
+            let reply = Reply {
+                teacher: None,
+                text: if drafts { self.0 } else { "Done." }.to_string(),
+                finished: true,
+                prompt_tokens: 1,
+                reply_tokens: 1,
+            };
+            let _ = on_done(i, Outcome::Done(reply));
+        }
+        Ok(())
+    }
+
+    fn choose(&mut self, judgements: Vec<Judgement>, on_done: OnDone<'_, Judged>) -> Result<()> {
+        let mut script = Script {
+            at_once: 1,
+            dies_after: None,
+            requests: 0,
+        };
+        script.choose(judgements, on_done)
+    }
+}
+
+#[test]
+fn lenient_tags_make_a_system_message_of_what_strict_ones_drop() {
+    let bench = Bench::new();
+    let with = |tags: &str| {
+        let set = format!("generate.tags={tags}");
+        let config = bench.config(tags, &[&set, "data.limit=1"]);
+        let draft = "<<role>>You are a clerk.<</Role>> <Style>Be brief.</Style>";
+        let run = run_with(&config, &model(), || Ok(Box::new(Drafter(draft))));
+        run.map(|_| lines(&config)[0]["messages"][0]["content"].clone())
+    };
+    let error = with("strict").unwrap_err().to_string();
+    assert!(error.contains("no usable phrase in any draft"), "{error}");
+    assert_eq!(with("lenient").unwrap(), "You are a clerk. Be brief.");
 }

@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 use sysgen_core::config::RunConfig;
 use sysgen_core::hash::seed_from;
 use sysgen_data::generator::{
     Generator, Judged, Judgement, OnDone, Outcome, Prompt, Reply, Scores,
 };
-use sysgen_data::{ModelIdentity, Summary, run_with};
+use sysgen_data::{ModelIdentity, Summary, dataset_path, run_with};
 
 /// The source rows of the tests, in the order the script knows them.
 pub(crate) const ROWS: [(&str, &str); 8] = [
@@ -216,6 +217,14 @@ pub(crate) fn data_dir(config: &RunConfig) -> PathBuf {
 
 pub(crate) fn bytes(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
+}
+
+/// The rows of the data set.
+pub(crate) fn lines(config: &RunConfig) -> Vec<Value> {
+    bytes(&dataset_path(config))
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// The data set and the manifest.

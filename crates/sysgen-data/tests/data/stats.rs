@@ -6,7 +6,7 @@ use sysgen_data::open::DataSet;
 use sysgen_data::stats::{Options, statistics};
 use sysgen_data::tag::Tag;
 
-use crate::scripted::{Bench, data_dir, run};
+use crate::scripted::{Bench, data_dir, lines, run};
 
 fn with(config: &RunConfig) -> Options<'_> {
     Options {
@@ -21,11 +21,7 @@ fn the_tables_count_what_the_files_hold() {
     let config = bench.config("out", &["generate.verify.method=score"]);
     run(&config).unwrap();
     let data_set = DataSet::of_config(&config).unwrap();
-    let lines: Vec<Value> = std::fs::read_to_string(&data_set.path)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines = lines(&config);
     let tables = statistics(&data_set, with(&config)).unwrap();
     assert_eq!(tables.rows, lines.len());
 
