@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use serde_json::json;
 use sysgen_chat::{Chat, ChatOptions};
+use sysgen_core::command_line::model_at;
 use sysgen_core::config::{DefaultSystem, SystemRole};
 use sysgen_core::message::Message;
 use sysgen_core::tell;
@@ -28,7 +29,7 @@ pub(crate) struct AnswerArguments {
     #[arg(long, default_value_t = 512)]
     max_tokens: usize,
     /// 0 always takes the most likely token.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Start of the random numbers, where the temperature is above 0.
     #[arg(long, default_value_t = 0)]
@@ -43,6 +44,13 @@ pub(crate) struct AnswerArguments {
 
 /// Prints the model's answer.
 pub(crate) fn answer(arguments: &AnswerArguments) -> Result<()> {
+    model_at(&arguments.model, "--model")?;
+    ensure!(
+        arguments.temperature.is_finite() && arguments.temperature >= 0.0,
+        "--temperature {} must be 0 (greedy) or more, and finite",
+        arguments.temperature
+    );
+    ensure!(arguments.max_tokens > 0, "--max-tokens must be at least 1");
     let device = device(&arguments.device)?;
     let options = ChatOptions {
         system_role: SystemRole::Native,

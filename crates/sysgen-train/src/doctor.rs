@@ -59,12 +59,43 @@ impl Figure {
     }
 
     fn to_text(&self) -> String {
-        let verdict = if self.is_fine() { "ok" } else { "WRONG" };
         format!(
-            "  {:<22} {:<34} {:<8} {:>8.1e} of {:>7.0e}  {verdict}",
+            "  {:<22} WRONG: {}, {}: {:.1e}, at most {:.0e}",
             self.name, self.case, self.dtype, self.error, self.tolerance
         )
     }
+
+    /// How much of the tolerance is used; a figure that must be exact uses none.
+    fn share(&self) -> f64 {
+        match self.tolerance > 0.0 {
+            true => self.error / self.tolerance,
+            false => 0.0,
+        }
+    }
+}
+
+/// A line for each op or model whose figures are fine, and one for each figure that is not.
+fn to_text(figures: &[Figure]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for group in figures.chunk_by(|a, b| a.name == b.name) {
+        let wrong: Vec<String> = group
+            .iter()
+            .filter(|f| !f.is_fine())
+            .map(Figure::to_text)
+            .collect();
+        let worst = group.iter().max_by(|a, b| a.share().total_cmp(&b.share()));
+        if let (true, Some(worst)) = (wrong.is_empty(), worst) {
+            lines.push(format!(
+                "  {:<22} ok: {} figures, the worst at {:.0} % of its tolerance ({})",
+                worst.name,
+                group.len(),
+                100.0 * worst.share(),
+                worst.case
+            ));
+        }
+        lines.extend(wrong);
+    }
+    lines
 }
 
 /// Prints everything; an error when a figure is out of tolerance, or the device cannot be used.
@@ -83,14 +114,14 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<()> {
     let folders = golden::folders(&arguments.golden)?;
     let (mut checked, mut wrong) = (0, 0);
     let mut show = |figures: Vec<Figure>| {
-        for figure in figures {
-            checked += 1;
-            wrong += usize::from(!figure.is_fine());
-            tell(if arguments.json {
-                figure.to_json(&name)
-            } else {
-                figure.to_text()
-            });
+        checked += figures.len();
+        wrong += figures.iter().filter(|figure| !figure.is_fine()).count();
+        let lines = match arguments.json {
+            true => figures.iter().map(|figure| figure.to_json(&name)).collect(),
+            false => to_text(&figures),
+        };
+        for line in lines {
+            tell(line);
         }
     };
     say(format!("\nOps on {name}, against the CPU"));
@@ -169,19 +200,38 @@ fn tell_need(need: &Need, json: bool) {
 mod tests {
     use super::*;
 
+    fn figure(name: &str, case: &str, error: f64) -> Figure {
+        Figure {
+            check: "golden",
+            name: name.into(),
+            case: case.into(),
+            dtype: "f32".into(),
+            error,
+            tolerance: 1e-4,
+        }
+    }
+
     #[test]
     fn a_figure_is_fine_within_its_tolerance_and_never_as_nan() {
         for (error, fine) in [(0.0, true), (1e-4, true), (2e-4, false), (f64::NAN, false)] {
-            let figure = Figure {
-                check: "golden",
-                name: "llama".into(),
-                case: "logits".into(),
-                dtype: "f32".into(),
-                error,
-                tolerance: 1e-4,
-            };
+            let figure = figure("llama", "logits", error);
             assert_eq!(figure.is_fine(), fine, "{error}");
             assert!(figure.to_json("cpu").contains(&format!("\"ok\":{fine}")));
         }
+    }
+
+    #[test]
+    fn what_is_fine_is_one_line_and_each_wrong_figure_another() {
+        let said = to_text(&[
+            figure("llama", "logits", 1e-5),
+            figure("llama", "loss", 5e-5),
+            figure("phi", "logits", 0.0),
+            figure("phi", "loss", f64::NAN),
+            figure("phi", "greedy", 2e-4),
+        ]);
+        assert_eq!(said.len(), 3, "{said:?}");
+        assert!(said[0].contains("llama") && said[0].contains("2 figures, the worst at 50 %"));
+        assert!(said[0].ends_with("(loss)"), "{said:?}");
+        assert!(said[1].contains("WRONG: loss") && said[2].contains("WRONG: greedy"));
     }
 }

@@ -20,6 +20,9 @@ use crate::method::probe;
 /// Says that a folder is an export of ours and may be replaced by the next one.
 const MARKER: &str = "sysgen.json";
 
+/// A system message and a question that any model can be asked.
+pub const EXAMPLE_QUESTION: (&str, &str) = ("Answer in one sentence.", "What is a comet?");
+
 /// What is exported, and where.
 pub struct Export<'a> {
     /// The weights.
@@ -154,7 +157,7 @@ impl Export<'_> {
              A model trained to follow system messages. `chat_template.jinja` is the template it was trained with.\n\n\
              ```python\n{}\n```\n\n\
              | | |\n|---|---|\n{}\n",
-            usage(self.path),
+            usage(self.path, EXAMPLE_QUESTION.0, EXAMPLE_QUESTION.1),
             facts.join("\n")
         )
     }
@@ -193,13 +196,14 @@ impl Export<'_> {
 }
 
 /// How the folder is used from Python.
-pub fn usage(path: &Path) -> String {
+pub fn usage(path: &Path, system: &str, user: &str) -> String {
     let path = path.display();
+    let (system, user) = (json!(system), json!(user));
     format!(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
          tokenizer = AutoTokenizer.from_pretrained(\"{path}\")\n\
          model = AutoModelForCausalLM.from_pretrained(\"{path}\")\n\
-         messages = [{{\"role\": \"system\", \"content\": \"Answer in one sentence.\"}}, {{\"role\": \"user\", \"content\": \"What is a comet?\"}}]\n\
+         messages = [{{\"role\": \"system\", \"content\": {system}}}, {{\"role\": \"user\", \"content\": {user}}}]\n\
          inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors=\"pt\", return_dict=True)\n\
          output = model.generate(**inputs, max_new_tokens=200)\n\
          print(tokenizer.decode(output[0][inputs[\"input_ids\"].shape[1]:], skip_special_tokens=True))"

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use sysgen_chat::{Chat, ChatOptions};
+use sysgen_core::command_line::model_at;
 use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
 use sysgen_core::message::Message;
 use sysgen_core::tell;
@@ -38,6 +39,7 @@ fn dtype(word: &str) -> Result<ExportDtype, String> {
 
 /// Writes the merged model and says where.
 pub(crate) fn merge(arguments: &MergeArguments) -> Result<()> {
+    model_at(&arguments.model, "--model")?;
     let device = device(&arguments.device)?;
     let options = ChatOptions {
         system_role: SystemRole::Native,

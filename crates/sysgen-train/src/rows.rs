@@ -191,6 +191,11 @@ pub fn training_rows(config: &RunConfig, read: &dyn Fn(&Path) -> Result<Rows>) -
         !paths.is_empty(),
         "[train] needs rows: set data.path, or add [generate]"
     );
+    ensure!(
+        !generated || paths[0].exists(),
+        "{} is not there yet; have [generate] write it first: `sysgen-data` with the same config",
+        paths[0].display()
+    );
     let mut found = Rows::default();
     for (set, path) in paths.iter().enumerate() {
         let rows = match generated {

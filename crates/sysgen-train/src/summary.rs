@@ -10,8 +10,9 @@ use sysgen_core::config::HubDataset;
 use sysgen_core::files::write_atomically;
 use sysgen_core::hash::{hash_bytes, hash_file};
 use sysgen_core::measure::peak_rss_mib;
+use sysgen_core::tell::duration;
 use sysgen_train::example::Examples;
-use sysgen_train::export::usage;
+use sysgen_train::export::{EXAMPLE_QUESTION, usage};
 use sysgen_train::metrics;
 use sysgen_train::report::{self, Answer};
 use sysgen_train::run::Finished;
@@ -124,7 +125,7 @@ impl Summary {
         let mut lines = Vec::new();
         if let Some(funnel) = &self.funnel {
             lines.push(format!(
-                "Data: {}\n{funnel}",
+                "Data: {}\n{funnel}\n",
                 self.output_dir.join("data/dataset.jsonl").display()
             ));
         }
@@ -136,12 +137,12 @@ impl Summary {
         }
         if self.steps > 0 {
             lines.push(format!(
-                "Training: {} steps on {} rows, {} tokens ({} learnt), {:.0} s, {:.0} tokens/s ({:.0} learnt)",
+                "Training: {} steps on {} rows, {} tokens ({} learnt), {}, {:.0} tokens/s ({:.0} learnt)",
                 self.steps,
                 self.rows,
                 self.num_tokens,
                 self.supervised_tokens,
-                self.seconds,
+                duration(self.seconds),
                 self.tokens_per_second,
                 self.supervised_tokens_per_second
             ));
@@ -186,16 +187,29 @@ impl Summary {
             ));
         }
         if let Some(path) = &self.export {
+            let (system, user) = self.question();
             lines.push(format!(
                 "The model: {path}\n\n\
                  Ask it:\n\n\
-                 sysgen-train answer --model {path} --system \"Answer in one sentence.\" --user \"What is a comet?\"\n\n\
+                 {program} answer --model {path} --system {} --user {}\n\n\
                  In Python:\n\n{}",
-                usage(path),
-                path = path.display()
+                shell_word(system),
+                shell_word(user),
+                usage(path, system, user),
+                path = path.display(),
+                program = std::env::args().next().unwrap_or("sysgen-train".into()),
             ));
         }
         lines.join("\n")
+    }
+
+    /// A system message and a question to try: those of the shortest sample, whose answer was just shown.
+    fn question(&self) -> (&str, &str) {
+        self.samples
+            .iter()
+            .filter_map(|sample| Some((sample.system.as_deref()?, sample.question.as_str())))
+            .min_by_key(|(system, question)| system.len() + question.len())
+            .unwrap_or(EXAMPLE_QUESTION)
     }
 
     /// Writes `report.html`, from the summary and the run's metrics.
@@ -295,4 +309,9 @@ fn inputs(config: &RunConfig) -> Result<String> {
         parts.extend(files);
     }
     Ok(hash_bytes(parts.join("\n").as_bytes()))
+}
+
+/// One word of a command line, whatever is in it.
+fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }

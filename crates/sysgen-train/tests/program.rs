@@ -128,7 +128,7 @@ fn killed_runs_end_with_the_bytes_of_an_undisturbed_run() {
 }
 
 #[test]
-fn an_interrupted_run_says_how_to_go_on_and_a_finished_one_is_not_done_again() {
+fn an_interrupted_run_says_how_to_go_on_and_a_finished_one_how_to_ask_it() {
     let (calm, stopped) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     succeed(quickstart(calm.path(), &[]));
     let child = {
@@ -161,6 +161,13 @@ fn an_interrupted_run_says_how_to_go_on_and_a_finished_one_is_not_done_again() {
     assert_same_results(calm.path(), stopped.path());
     let again = succeed(quickstart(stopped.path(), &[]));
     assert!(again.contains("nothing was done again"), "{again}");
+
+    let mut printed = again.lines().skip_while(|line| *line != "Ask it:");
+    let mut shell = Command::new("sh");
+    shell
+        .current_dir(root())
+        .args(["-c", printed.nth(2).unwrap()]);
+    assert!(!succeed(shell).is_empty());
 }
 
 #[test]
@@ -232,8 +239,8 @@ fn wrong_input_is_one_clear_line() {
     }
 }
 
-/// What is yet to be made under `runs/nano*`, and published models under `models/` (see `configs.rs`), are all that may be
-/// missing in a fresh clone.
+/// What other runs make, the user's own rows, and published models (see `configs.rs`) are all that may be missing in a
+/// fresh clone.
 #[test]
 fn every_config_is_sound() {
     let configs = std::fs::read_dir(root().join("configs")).unwrap();
@@ -245,13 +252,37 @@ fn every_config_is_sound() {
         command.current_dir(root()).arg("--config").arg(&config);
         let output = command.arg("--dry-run").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let missing = |line: &&str| {
+            ["\"models/", "\"data/", "\"runs/"].iter().any(|path| {
+                line.contains(&format!("path = {path}"))
+                    || line.contains(&format!("teacher = {path}"))
+            }) && line.contains("does not exist")
+        };
+        let faults = said
+            .lines()
+            .filter(|line| line.contains(".toml"))
+            .collect::<Vec<_>>();
         assert!(
-            output.status.success() || said.contains("runs/nano") || said.contains("\"models/"),
+            output.status.success() || (!faults.is_empty() && faults.iter().all(missing)),
             "{}: {said}",
             config.display()
         );
     }
     assert!(found >= 3, "{found} configs");
+}
+
+#[test]
+fn check_says_that_there_is_no_data_yet() {
+    let folder = TempDir::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
+    let output_dir = format!("output_dir={}", folder.path().display());
+    command.current_dir(root());
+    command.args(["check", "--config", CONFIG, "--set", &output_dir]);
+    let said = error_line(command);
+    assert!(
+        said.contains("data/dataset.jsonl is not there yet") && said.contains("`sysgen-data`"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -279,4 +310,33 @@ fn an_exported_model_answers_under_a_system_message() {
     let said: serde_json::Value = serde_json::from_str(&succeed(command)).unwrap();
     assert_eq!(said["finish"], "stop", "{said}");
     assert!(said["text"].as_str().unwrap().contains("rice"), "{said}");
+}
+
+#[test]
+fn a_question_that_cannot_be_asked_is_refused_with_its_option() {
+    let nano = "checkpoints/sysgen-nano";
+    for (arguments, expected) in [
+        (["nowhere", "--seed", "1"], "--model nowhere does not exist"),
+        (
+            ["configs", "--seed", "1"],
+            "--model configs has no config.json",
+        ),
+        ([nano, "--temperature", "-1"], "--temperature -1 must be 0"),
+        (
+            [nano, "--temperature", "nan"],
+            "--temperature NaN must be 0",
+        ),
+        (
+            [nano, "--max-tokens", "0"],
+            "--max-tokens must be at least 1",
+        ),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
+        command.current_dir(root());
+        command
+            .args(["answer", "--user", "hi", "--model"])
+            .args(arguments);
+        let said = error_line(command);
+        assert!(said.contains(expected), "{said}");
+    }
 }

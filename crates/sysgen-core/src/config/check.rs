@@ -40,13 +40,13 @@ fn check(config: &RunConfig, given: &Given) {
         config.output_dir.display(),
         "must be a folder, and this is a file",
     );
-    // An endpoint has its model; a run that only generates by it needs none here.
+    // An endpoint has its model: a run that only generates by it needs none here, and may name one.
     let by_endpoint = config
         .generate
         .as_ref()
         .is_some_and(|generate| generate.engine == Engine::Openai);
     let only_generates = config.train.is_none() && config.export.is_none();
-    if !(by_endpoint && only_generates && config.model.path.as_os_str().is_empty()) {
+    if !(by_endpoint && only_generates) {
         let path = &config.model.path;
         if given.required(path, "model.path", "the model's folder, path = \"…\"") {
             given.model(path, "model.path");

@@ -265,6 +265,7 @@ fn an_endpoint_needs_a_name_and_no_model_folder() {
         )
     };
     assert!(endpoint("[generate.openai]\nmodel = \"m\"", &[]).is_ok());
+    assert!(endpoint("[generate.openai]\nmodel = \"m\"", &["model.path=gone"]).is_ok());
     refused(
         endpoint("", &[]),
         "x.toml:4: model in [generate.openai] is missing; add the name the endpoint knows the model by, model = \"…\"",
