@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Result, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use sysgen_core::command_line::{self, RunArguments, start_log};
 use sysgen_core::tell::duration;
 use sysgen_core::{RunConfig, interrupt, tell};
@@ -48,7 +48,11 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    generate: Option<GenerateArguments>,
+    run: Option<RunArguments>,
+    /// Works on one part of the rows, the third of sixteen for example, beside other processes on the same
+    /// output_dir; `auto` takes it from SLURM_PROCID and SLURM_NTASKS, or RANK and WORLD_SIZE.
+    #[arg(long, value_name = "I/N", requires = "config")]
+    shard: Option<ShardChoice>,
 }
 
 #[derive(Subcommand)]
@@ -83,21 +87,10 @@ impl FromStr for ShardChoice {
     }
 }
 
-/// Everything `sysgen-data --config` takes.
-#[derive(Args)]
-struct GenerateArguments {
-    #[command(flatten)]
-    run: RunArguments,
-    /// Works on one part of the rows, the third of sixteen for example, beside other processes on the same
-    /// output_dir; `auto` takes it from SLURM_PROCID and SLURM_NTASKS, or RANK and WORLD_SIZE.
-    #[arg(long, value_name = "I/N")]
-    shard: Option<ShardChoice>,
-}
-
 fn main() -> ExitCode {
     sysgen_core::allocator::keep_freed_memory();
     let arguments = Arguments::parse();
-    command_line::exit(match (&arguments.command, &arguments.generate) {
+    command_line::exit(match (&arguments.command, &arguments.run) {
         (Some(Command::Bench(arguments)), _) => {
             catch_out_of_memory(BENCH_ADVICE, || bench::bench(arguments))
         }
@@ -119,10 +112,12 @@ fn main() -> ExitCode {
             start_log("info");
             output::write_report(arguments)
         }
-        (None, Some(GenerateArguments { run, shard })) => {
+        (None, Some(run)) => {
             run.start_log();
             interrupt::install();
-            catch_out_of_memory(ADVICE, || start(run, |config| generate(config, *shard)))
+            catch_out_of_memory(ADVICE, || {
+                start(run, |config| generate(config, arguments.shard))
+            })
         }
         (None, None) => unreachable!("clap asks for --config where there is no subcommand"),
     })
