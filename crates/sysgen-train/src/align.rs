@@ -1,7 +1,9 @@
-//! Two tokenizations of one answer laid beside each other: a learnt token of the student is compared with the teacher's
-//! token that begins at the same place of the text, if there is one.
+//! Two tokenizations of one answer laid beside each other: cut wherever both have a token boundary, it falls into the
+//! shortest spans of text that are whole tokens on both sides.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::ops::Range;
 
 use anyhow::Result;
 use sysgen_chat::Chat;
@@ -15,14 +17,23 @@ use crate::rows::Row;
 pub struct Aligned {
     /// The teacher's ids of the whole conversation.
     pub ids: Vec<u32>,
-    /// For every learnt token of the student, the teacher's position that predicts a token beginning at the same place.
-    pub teacher_at: Vec<Option<u32>>,
+    /// What is compared, in the order of the text.
+    pub spans: Vec<AlignedSpan>,
+}
+
+/// The same text as whole tokens of both sides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AlignedSpan {
+    /// Of the student: which of the row's learnt tokens.
+    pub learnt: Range<usize>,
+    /// Of the teacher: which of its ids.
+    pub teacher: Range<usize>,
 }
 
 impl Aligned {
-    /// Learnt tokens with a counterpart.
+    /// Learnt tokens that are compared.
     pub fn count(&self) -> usize {
-        self.teacher_at.iter().flatten().count()
+        self.spans.iter().map(|span| span.learnt.len()).sum()
     }
 }
 
@@ -49,7 +60,7 @@ pub fn align(
             // What the teacher's template refuses is learnt from the data alone.
             None => Aligned {
                 ids: vec![0],
-                teacher_at: vec![None; example.supervised()],
+                spans: Vec::new(),
             },
         };
         all.insert(example.id.clone(), aligned);
@@ -58,46 +69,63 @@ pub fn align(
 }
 
 fn beside(student: &Chat, ours: &Example, teacher: &Chat, theirs: &Example) -> Aligned {
-    let (our_answers, their_answers) = (stretches(ours), stretches(theirs));
+    let (our_answers, their_answers) = (answers(ours), answers(theirs));
     // The student's row may have lost its oldest turns; the last answers are there on both sides.
-    let surplus = their_answers.len().saturating_sub(our_answers.len());
-    let missing = our_answers.len() - (their_answers.len() - surplus);
-    let mut teacher_at = Vec::new();
-    for (number, answer) in our_answers.iter().enumerate() {
-        if number < missing {
-            teacher_at.extend(vec![None; answer.len()]);
-            continue;
-        }
-        let other = &their_answers[surplus + number - missing];
-        let places: HashMap<Place, usize> = places(teacher, &theirs.ids, other)
-            .into_iter()
-            .zip(other.clone())
-            .collect();
-        for place in places_of(student, &ours.ids, answer) {
-            let token = places.get(&place);
-            teacher_at.push(token.map(|&token| token as u32 - 1));
-        }
+    let both = our_answers.len().min(their_answers.len());
+    let unmatched = our_answers.len() - both;
+    let mut learnt: usize = our_answers[..unmatched].iter().map(Range::len).sum();
+    let their_answers = &their_answers[their_answers.len() - both..];
+    let mut spans = Vec::new();
+    for (answer, other) in our_answers[unmatched..].iter().zip(their_answers) {
+        // The stop token writes nothing; both have one.
+        let (stop, other_stop) = (answer.len() - 1, other.len() - 1);
+        let our_text = Pieces::of(student, &ours.ids, answer.start..answer.end - 1);
+        let their_text = Pieces::of(teacher, &theirs.ids, other.start..other.end - 1);
+        let mut common = common_spans(&our_text.ends, &their_text.ends);
+        // A tokenizer that changes what it reads has other texts at the same places.
+        common.retain(|(ours, theirs)| our_text.text_of(ours) == their_text.text_of(theirs));
+        common.push((stop..stop + 1, other_stop..other_stop + 1));
+        spans.extend(common.into_iter().map(|(ours, theirs)| AlignedSpan {
+            learnt: learnt + ours.start..learnt + ours.end,
+            teacher: other.start + theirs.start..other.start + theirs.end,
+        }));
+        learnt += answer.len();
     }
     Aligned {
         ids: theirs.ids.clone(),
-        teacher_at,
+        spans,
     }
 }
 
-/// Where a token begins in an answer's text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Place {
-    /// After so many bytes.
-    After(usize),
-    /// Inside a character; the number keeps such tokens apart from each other.
-    Inside(usize),
-    /// At its end: the stop token.
-    End,
+/// The shortest spans that end at the same place on both sides, as ranges of tokens: `ends` are where each token ends, or
+/// `None` inside a character. What no common place ends is in no span.
+pub fn common_spans(
+    ours: &[Option<usize>],
+    theirs: &[Option<usize>],
+) -> Vec<(Range<usize>, Range<usize>)> {
+    let mut spans = Vec::new();
+    let (mut from, mut at) = ((0, 0), (0, 0));
+    while at.0 < ours.len() && at.1 < theirs.len() {
+        match (ours[at.0], theirs[at.1]) {
+            (None, _) => at.0 += 1,
+            (_, None) => at.1 += 1,
+            (Some(our_end), Some(their_end)) => match our_end.cmp(&their_end) {
+                Ordering::Less => at.0 += 1,
+                Ordering::Greater => at.1 += 1,
+                Ordering::Equal => {
+                    at = (at.0 + 1, at.1 + 1);
+                    spans.push((from.0..at.0, from.1..at.1));
+                    from = at;
+                }
+            },
+        }
+    }
+    spans
 }
 
 /// The learnt stretches of an example, each an answer with its stop token.
-fn stretches(example: &Example) -> Vec<std::ops::Range<usize>> {
-    let mut found: Vec<std::ops::Range<usize>> = Vec::new();
+fn answers(example: &Example) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
     for at in (1..example.learn.len()).filter(|&at| example.learn[at]) {
         match found.last_mut() {
             Some(last) if last.end == at => last.end += 1,
@@ -107,30 +135,36 @@ fn stretches(example: &Example) -> Vec<std::ops::Range<usize>> {
     found
 }
 
-fn places(chat: &Chat, ids: &[u32], answer: &std::ops::Range<usize>) -> Vec<Place> {
-    places_of(chat, ids, answer)
+/// The text of some tokens.
+struct Pieces {
+    text: String,
+    /// Where each token ends in it, `None` inside a character.
+    ends: Vec<Option<usize>>,
 }
 
-/// Where each token of an answer begins. A tokenizer may drop the first space of what it decodes, so every piece is decoded
-/// behind the token before it.
-fn places_of(chat: &Chat, ids: &[u32], answer: &std::ops::Range<usize>) -> Vec<Place> {
-    let mut places = Vec::with_capacity(answer.len());
-    let (mut bytes, mut from) = (0, answer.start);
-    for at in answer.clone() {
-        places.push(if at + 1 == answer.end {
-            Place::End
-        } else if at == from {
-            Place::After(bytes)
-        } else {
-            Place::Inside(at)
-        });
-        let before = from.saturating_sub(1);
-        let known = chat.decode(&ids[before..from]);
-        let piece = chat.decode(&ids[before..=at]);
-        if !piece.ends_with('\u{fffd}') {
-            bytes += piece.len().saturating_sub(known.len());
+impl Pieces {
+    /// A tokenizer may drop the first space of what it decodes, so every piece is decoded behind the token before it.
+    fn of(chat: &Chat, ids: &[u32], tokens: Range<usize>) -> Pieces {
+        let (mut text, mut from) = (String::new(), tokens.start);
+        let mut ends = Vec::with_capacity(tokens.len());
+        for at in tokens {
+            let before = from.saturating_sub(1);
+            let known = chat.decode(&ids[before..from]);
+            let piece = chat.decode(&ids[before..=at]);
+            if piece.ends_with('\u{fffd}') {
+                ends.push(None);
+                continue;
+            }
+            text += piece.get(known.len()..).unwrap_or_default();
+            ends.push(Some(text.len()));
             from = at + 1;
         }
+        Pieces { text, ends }
     }
-    places
+
+    fn text_of(&self, tokens: &Range<usize>) -> Option<&str> {
+        let end = self.ends[tokens.end - 1]?;
+        let before = self.ends[..tokens.start].last().copied();
+        self.text.get(before.unwrap_or(Some(0))?..end)
+    }
 }

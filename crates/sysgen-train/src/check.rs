@@ -226,7 +226,7 @@ fn teacher(subject: &Subject) -> Gate {
                 }
                 (Vocabularies::Different { .. }, CrossTokenizer::Uld) => (
                     Verdict::Note,
-                    ": sorted probabilities are compared where both texts have a boundary (ULD)",
+                    ": sorted probabilities are compared over spans that are whole tokens on both sides (ULD)",
                     "",
                 ),
                 _ => (Verdict::Note, "", ""),

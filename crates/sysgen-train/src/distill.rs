@@ -6,14 +6,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::RunConfig;
 use sysgen_core::config::{CrossTokenizer, DistillSection, DivergenceKind};
 use sysgen_model::{Decoder, Device, Tokens, WeightDtype};
-use sysgen_ops::{
-    Distillation, Divergence, Teacher, TopK, linear_cross_entropy, linear_distillation,
-};
+use sysgen_ops::{Distillation, Divergence, Teacher, TopK, linear_distillation};
 
 use crate::align::{Aligned, align};
 use crate::batch::Batch;
@@ -151,11 +149,12 @@ pub fn distiller(
         }
         (Vocabularies::Different { .. }, CrossTokenizer::Uld) => {
             let aligned = align(chat, &teacher, rows, examples)?;
-            let (of, all) = aligned.values().fold((0, 0), |(of, all), row| {
-                (of + row.count(), all + row.teacher_at.len())
+            let (of, spans) = aligned.values().fold((0, 0), |(of, spans), row| {
+                (of + row.count(), spans + row.spans.len())
             });
+            let learnt: usize = examples.iter().map(Example::supervised).sum();
             tracing::info!(
-                "sorted probabilities are compared (ULD) at {of} of {all} learnt tokens, where both texts have a boundary"
+                "sorted probabilities are compared (ULD) over {spans} spans of text that both have as whole tokens: {of} of {learnt} learnt tokens"
             );
             divergence = Divergence::Uld;
             Source::Foreign(load()?, Arc::new(aligned))
@@ -276,7 +275,12 @@ impl Distiller {
         };
         match &self.source {
             Source::Model(model) => {
-                let teacher = of_model(model, &batch.tokens, &batch.predict_at);
+                let (theirs, of_theirs, cap) = said_at(model, &batch.tokens, &batch.predict_at);
+                let teacher = Teacher::Hidden {
+                    hidden: theirs,
+                    head: of_theirs,
+                    softcap: cap,
+                };
                 let hidden = select(hidden, &batch.predict_at);
                 linear_distillation(hidden, head, &batch.targets, &teacher, settings)
             }
@@ -287,63 +291,47 @@ impl Distiller {
             }
             Source::Foreign(model, rows) => {
                 let rows: Vec<&Aligned> = batch.row_ids.iter().map(|id| &rows[id]).collect();
-                let texts: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
-                let tokens = Tokens::padded(&texts, 0);
-                let (mut ours, mut theirs, mut targets) = (Vec::new(), Vec::new(), Vec::new());
-                // Where each learnt token finds its distance.
-                let mut compared: Vec<Option<usize>> = Vec::with_capacity(batch.targets.len());
-                for (number, row) in rows.iter().enumerate() {
-                    for teacher_at in &row.teacher_at {
-                        let learnt = compared.len();
-                        compared.push(teacher_at.map(|teacher_at| {
-                            ours.push(batch.predict_at[learnt]);
-                            targets.push(batch.targets[learnt]);
-                            theirs.push((number * tokens.time) as u32 + teacher_at);
-                            ours.len() - 1
-                        }));
-                    }
-                }
-                assert_eq!(
-                    compared.len(),
-                    batch.targets.len(),
-                    "the learnt tokens of the rows"
-                );
-                let cross_entropy = linear_cross_entropy(
-                    select(hidden.clone(), &batch.predict_at),
-                    head.clone(),
-                    &batch.targets,
-                    settings.cross_entropy_weight,
-                    softcap,
-                );
-                let teacher = of_model(model, &tokens, &theirs);
-                let alone = Distillation {
-                    cross_entropy_weight: 0.0,
-                    ..settings
-                };
-                let hidden = select(hidden, &ours);
-                let distance = linear_distillation(hidden, head, &targets, &teacher, alone);
-                cross_entropy + spread(distance, &compared)
+                let teacher = of_other_words(model, &rows, &batch.row_targets);
+                let hidden = select(hidden, &batch.predict_at);
+                linear_distillation(hidden, head, &batch.targets, &teacher, settings)
             }
         }
     }
 }
 
-/// `values` where they belong, 0 elsewhere.
-fn spread(values: Tensor<1>, places: &[Option<usize>]) -> Tensor<1> {
-    let [count] = values.dims();
-    let device = values.device();
-    let at: Vec<i64> = places.iter().map(|at| at.unwrap_or(count) as i64).collect();
-    let at = Tensor::<1, Int>::from_data(TensorData::new(at, [places.len()]), &device);
-    Tensor::cat(vec![values, Tensor::zeros([1], &device)], 0).select(0, at)
+/// What a model of another tokenizer says of the spans of some rows, of whose tokens `learnt` are learnt each.
+fn of_other_words(model: &Decoder, rows: &[&Aligned], learnt: &[usize]) -> Teacher {
+    let texts: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
+    let tokens = Tokens::padded(&texts, 0);
+    let (mut at, mut targets, mut spans) = (Vec::new(), Vec::new(), Vec::new());
+    let mut before = 0;
+    for (number, row) in rows.iter().enumerate() {
+        for span in &row.spans {
+            let from = targets.len();
+            for token in span.teacher.clone() {
+                // A token is predicted where the one before it stands.
+                at.push((number * tokens.time + token - 1) as u32);
+                targets.push(row.ids[token]);
+            }
+            let learnt = before + span.learnt.start..before + span.learnt.end;
+            spans.push((learnt, from..targets.len()));
+        }
+        before += learnt[number];
+    }
+    let (hidden, head, softcap) = said_at(model, &tokens, &at);
+    Teacher::Spans {
+        hidden,
+        head,
+        softcap,
+        targets,
+        spans: Arc::new(spans),
+    }
 }
 
-/// What a model says at some flat positions of `tokens`.
-fn of_model(model: &Decoder, tokens: &Tokens, at: &[u32]) -> Teacher {
-    Teacher::Hidden {
-        hidden: select(model.hidden(tokens), at),
-        head: model.head(),
-        softcap: model.config.final_softcap,
-    }
+/// Hidden states at some flat positions of `tokens`, the head and the soft-cap.
+fn said_at(model: &Decoder, tokens: &Tokens, at: &[u32]) -> (Tensor<2>, Tensor<2>, Option<f32>) {
+    let hidden = select(model.hidden(tokens), at);
+    (hidden, model.head(), model.config.final_softcap)
 }
 
 /// The stored probabilities of a batch's rows, one after the other as its targets are.

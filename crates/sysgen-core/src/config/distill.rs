@@ -66,6 +66,7 @@ pub enum CrossTokenizer {
     /// An error that says how they differ.
     #[default]
     Refuse,
-    /// Sorted probabilities are compared where both texts have a token boundary (ULD).
+    /// Sorted probabilities are compared over spans of text that are whole tokens on both sides (ULD): a span's are those of
+    /// its last token, times the probabilities of the tokens before it.
     Uld,
 }

@@ -4,7 +4,9 @@
 mod cpu;
 mod divergence;
 mod ranked;
+mod spans;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData, activation};
@@ -20,7 +22,9 @@ pub enum Divergence {
     ReverseKl,
     /// `β · KL(p‖m) + (1 − β) · KL(q‖m)` with `m = β p + (1 − β) q`, β between 0 and 1.
     Jsd(f32),
-    /// `Σ |pᵢ − qᵢ|` of both distributions sorted (universal logit distillation, arXiv 2402.12030): vocabularies may differ.
+    /// `Σ |pᵢ − qᵢ|` of both distributions sorted (universal logit distillation, arXiv 2402.12030), where a span's
+    /// distribution is that of its last token times the probabilities of the tokens before it in the span:
+    /// `p(v) = Π p(tokenᵢ | before) · p(v | before)`. Every position of [`Teacher::Hidden`] is a span.
     Uld,
 }
 
@@ -40,7 +44,25 @@ pub enum Teacher {
     },
     /// The largest probabilities; the rest is one more word, on both sides.
     Top(Arc<TopK>),
+    /// A teacher with other words, which read the same text: hidden states of its own positions `[its positions, dim]`, head
+    /// and soft-cap as above. What no span holds has no distance.
+    Spans {
+        /// After the final norm.
+        hidden: Tensor<2>,
+        /// Its output embedding.
+        head: Tensor<2>,
+        /// Bound of its logits.
+        softcap: Option<f32>,
+        /// The token of the text that each of its positions stands before.
+        targets: Vec<u32>,
+        /// Stretches of text that both have as whole tokens, in the order of the text, by the positions that predict them:
+        /// the student's and the teacher's.
+        spans: Arc<Vec<(Range<usize>, Range<usize>)>>,
+    },
 }
+
+/// A stretch of text by the positions that predict it: the student's and the teacher's.
+pub(crate) type Span = (Range<usize>, Range<usize>);
 
 /// The `k` most likely words of every position.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,7 +90,7 @@ pub struct Distillation {
     pub softcap: Option<f32>,
 }
 
-/// The mixed loss of every position; gradients go to hidden and head.
+/// The mixed loss of every position; gradients go to hidden and head. The distance of a span stands at its last position.
 ///
 /// # Shapes
 /// * `hidden`: `[positions, dim]`, `head`: `[vocab, dim]`, `targets`: `positions` ids below `vocab`
@@ -90,6 +112,31 @@ pub fn linear_distillation(
     match teacher {
         Teacher::Hidden { hidden, .. } => {
             assert_eq!(hidden.dims()[0], positions, "the teacher's positions");
+        }
+        Teacher::Spans {
+            hidden,
+            targets,
+            spans,
+            ..
+        } => {
+            assert_eq!(hidden.dims()[0], targets.len(), "the teacher's positions");
+            assert!(
+                settings.divergence == Divergence::Uld,
+                "other words can be compared sorted alone"
+            );
+            let mut end = (0, 0);
+            for (student, teacher) in spans.iter() {
+                assert!(
+                    end.0 <= student.start && end.1 <= teacher.start,
+                    "spans follow each other"
+                );
+                assert!(!student.is_empty() && !teacher.is_empty(), "an empty span");
+                end = (student.end, teacher.end);
+            }
+            assert!(
+                end.0 <= positions && end.1 <= targets.len(),
+                "a span ends behind the positions"
+            );
         }
         Teacher::Top(top) => {
             assert_eq!(top.ids.len(), positions * top.k, "the teacher's words");
@@ -129,6 +176,9 @@ pub fn reference(
     teacher: &Teacher,
     settings: Distillation,
 ) -> Tensor<1> {
+    if let Teacher::Spans { .. } = teacher {
+        return spans::reference(hidden, head, targets, teacher, settings);
+    }
     let cap = |logits: Tensor<2>, softcap: Option<f32>| match softcap {
         Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
         None => logits,
@@ -195,6 +245,7 @@ pub fn reference(
             };
             (with_rest(p), with_rest(q))
         }
+        Teacher::Spans { .. } => unreachable!("spans have a reference of their own"),
     };
     let (p, q) = (log_p.clone().exp(), log_q.clone().exp());
     let distance = match settings.divergence {

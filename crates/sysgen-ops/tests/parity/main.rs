@@ -280,6 +280,76 @@ fn linear_distillation_agrees() {
     }
 }
 
+#[test]
+fn linear_distillation_agrees_across_vocabularies() {
+    // Spans of one and of several tokens on either side, positions between them, and a text that no span ends; the last case
+    // has more positions than are held at a time.
+    let sizes = [
+        (1, 4, 5, 7),
+        (12, 33, 65, 40),
+        (12, 20, 33, 90),
+        (1100, 8, 50, 70),
+    ];
+    for (positions, dim, vocab, teacher_vocab) in sizes {
+        let mut spans = Vec::new();
+        let (mut ours, mut theirs) = (0, 0);
+        for number in 0.. {
+            let (of_student, of_teacher) = [(1, 1), (2, 1), (1, 3), (3, 2)][number % 4];
+            if ours + of_student > positions {
+                break;
+            }
+            spans.push((ours..ours + of_student, theirs..theirs + of_teacher));
+            // One of either side in five belongs to no span.
+            ours += of_student + usize::from(number % 5 == 4);
+            theirs += of_teacher + usize::from(number % 5 == 2);
+        }
+        theirs += 1;
+        let words = |count: usize, vocab: usize| -> Vec<u32> {
+            (0..count as u32).map(|i| i * 7 % vocab as u32).collect()
+        };
+        let (targets, of_teacher) = (words(positions, vocab), words(theirs, teacher_vocab));
+        for spans in [
+            spans.clone(),
+            spans[..spans.len().div_ceil(2)].to_vec(),
+            Vec::new(),
+        ] {
+            let run =
+                |op: fn(Tensor<2>, Tensor<2>, &[u32], &Teacher, Distillation) -> Tensor<1>| {
+                    pass(&[&[positions, dim], &[vocab, dim]], |x| {
+                        let device = Device::flex();
+                        let teacher = Teacher::Spans {
+                            hidden: tensor(11, [theirs, 8], &device),
+                            head: tensor(12, [teacher_vocab, 8], &device),
+                            softcap: Some(5.0),
+                            targets: of_teacher.clone(),
+                            spans: Arc::new(spans.clone()),
+                        };
+                        let settings = Distillation {
+                            divergence: Divergence::Uld,
+                            temperature: 2.0,
+                            weight: 0.7,
+                            cross_entropy_weight: 0.3,
+                            softcap: Some(3.0),
+                        };
+                        op(
+                            x[0].clone().reshape([positions, dim]),
+                            x[1].clone().reshape([vocab, dim]),
+                            &targets,
+                            &teacher,
+                            settings,
+                        )
+                    })
+                };
+            let name = format!("{} spans, {positions}x{dim}x{vocab}", spans.len());
+            same(
+                &name,
+                run(linear_distillation),
+                run(reference::linear_distillation),
+            );
+        }
+    }
+}
+
 /// Three likely words of every position.
 fn top_words(positions: usize, k: usize) -> Teacher {
     let words = (0..positions).flat_map(|at| (0..k).map(move |i| ((at + i) % 5) as u32));

@@ -1,27 +1,21 @@
-//! Distillation: losses and gradients of TRL's definitions (`kd/` of the golden numbers), stored probabilities against a
-//! teacher that is run, tokenizers compared, two tokenizations aligned.
+//! Distillation from the student's vocabulary: losses and gradients of TRL's definitions (`kd/` of the golden numbers), stored
+//! probabilities against a teacher that is run.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use sysgen_chat::Chat;
-use sysgen_core::RunConfig;
-use sysgen_core::config::{CrossTokenizer, DataSection, DistillSection, ModelSection};
-use sysgen_model::{Decoder, Device, ExportDtype, StoredDtype, Tokens};
-use sysgen_ops::{AdamW, Distillation, Divergence, Teacher, linear_distillation};
-use sysgen_train::align::align;
+use sysgen_core::config::DistillSection;
+use sysgen_model::{Decoder, Device};
+use sysgen_ops::{Distillation, Divergence, Teacher, linear_distillation};
 use sysgen_train::batch::Batch;
-use sysgen_train::distill::{Distiller, Vocabularies, compare, distiller};
-use sysgen_train::example::{Example, Examples};
-use sysgen_train::optim::Optimizer;
-use sysgen_train::stored_teacher::{self, Stored};
-use sysgen_train::trainer::{StepReport, Trainer};
+use sysgen_train::distill::Distiller;
+use sysgen_train::example::Example;
 
 use crate::fixture;
 use crate::golden::{close, root};
+use crate::taught::{World, trainer};
 
 /// Absolute, on the loss of a token and on the gradient of a logit.
 const TOKEN: f32 = 1e-5;
@@ -174,21 +168,6 @@ fn golden_kd_losses_and_their_gradients_by_the_logits() {
     assert!(gradients >= 3, "gradients that were compared");
 }
 
-fn trainer(decoder: Decoder, distiller: Option<Distiller>) -> Trainer {
-    let settings = AdamW {
-        learning_rate: 1e-3,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        rounding_seed: 0,
-    };
-    let optimizer = Optimizer::new(&decoder.trainable(), settings);
-    let mut trainer = Trainer::new(decoder, optimizer, 0.0);
-    trainer.distiller = distiller;
-    trainer
-}
-
 #[test]
 fn golden_kd_of_two_models_has_the_gradient_norm_of_the_student() {
     let Some(kd) = kd() else { return };
@@ -213,119 +192,6 @@ fn golden_kd_of_two_models_has_the_gradient_norm_of_the_student() {
             );
         }
     }
-}
-
-/// A student and a teacher of the fixture's tokenizer on disk, and rows.
-struct World {
-    dir: tempfile::TempDir,
-    config: RunConfig,
-    chat: Chat,
-    rows: Vec<sysgen_train::rows::Row>,
-    examples: Vec<Example>,
-}
-
-impl World {
-    fn new() -> World {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["student", "teacher"] {
-            let folder = dir.path().join(name);
-            fixture::model_folder(&folder);
-            save(&folder, if name == "student" { 1 } else { 2 });
-        }
-        let chat = fixture::chat(&dir.path().join("student"));
-        let rows = fixture::rows(6);
-        World {
-            config: RunConfig {
-                model: ModelSection {
-                    path: dir.path().join("student"),
-                    ..ModelSection::default()
-                },
-                data: DataSection {
-                    path: vec![dir.path().join("rows.jsonl")],
-                    ..DataSection::default()
-                },
-                ..RunConfig::default()
-            },
-            examples: fixture::examples(&chat, &rows),
-            chat,
-            rows,
-            dir,
-        }
-    }
-
-    fn decoder(&self, name: &str) -> Decoder {
-        Decoder::load(&self.dir.path().join(name), &Device::flex()).unwrap()
-    }
-
-    fn distiller(&self, distill: &DistillSection) -> anyhow::Result<Distiller> {
-        let rows = self.decoder("student").config.vocab_size;
-        distiller(
-            &self.config,
-            distill,
-            &self.chat,
-            rows,
-            &self.rows,
-            &self.examples,
-            &Device::flex(),
-        )
-    }
-
-    /// What is stored with the rows, and the examples it fits.
-    fn stored(&self, strict: bool) -> anyhow::Result<(Stored, Examples)> {
-        let mut examples = Examples {
-            examples: self.examples.clone(),
-            ..Examples::default()
-        };
-        let mut config = self.config.clone();
-        config.data.strict = strict;
-        let stored = stored_teacher::read(&config, &mut examples, fixture::VOCAB)?;
-        Ok((stored, examples))
-    }
-
-    /// Conversations packed two in a row.
-    fn batch(&self) -> Batch {
-        Batch::new(&self.examples, &[vec![0, 1], vec![2, 3], vec![4, 5]], 2)
-    }
-
-    fn step(&self, distiller: Distiller) -> StepReport {
-        trainer(self.decoder("student"), Some(distiller)).step(&[self.batch()], 1e-3)
-    }
-
-    /// Writes the rows with the teacher's `k` most likely words.
-    fn store(&self, k: usize, change: impl Fn(&mut Value)) {
-        let teacher = self.decoder("teacher");
-        let mut lines = String::new();
-        for (row, example) in self.rows.iter().zip(&self.examples) {
-            let tokens = Tokens::padded(&[&example.ids], 0);
-            let logits = teacher.logits(teacher.hidden(&tokens));
-            let logs = burn::tensor::activation::log_softmax(logits, 2);
-            let logs = logs.try_into_vec_as::<f32>().unwrap();
-            let vocab = teacher.config.vocab_size;
-            let (mut ids, mut values) = (Vec::new(), Vec::new());
-            for at in (1..example.ids.len()).filter(|&at| example.learn[at]) {
-                let logs = &logs[(at - 1) * vocab..at * vocab];
-                let mut order: Vec<usize> = (0..vocab).collect();
-                order.sort_by(|&a, &b| logs[b].total_cmp(&logs[a]));
-                order.truncate(k);
-                values.push(order.iter().map(|&id| logs[id]).collect::<Vec<f32>>());
-                ids.push(order);
-            }
-            let mut line = json!({
-                "id": row.id, "messages": row.messages,
-                "sysgen": {"teacher": {"top_k": k, "ids": ids, "log_probabilities": values}},
-            });
-            change(&mut line["sysgen"]["teacher"]);
-            lines += &format!("{line}\n");
-        }
-        std::fs::write(self.dir.path().join("rows.jsonl"), lines).unwrap();
-    }
-}
-
-fn save(folder: &Path, seed: u64) {
-    let config = sysgen_model::ModelConfig::from_directory(folder).unwrap();
-    Decoder::random(config, seed, &Device::flex())
-        .save(folder, ExportDtype::Of(StoredDtype::F32), None)
-        .unwrap();
 }
 
 #[test]
@@ -409,86 +275,4 @@ fn stored_probabilities_of_another_tokenizer_are_refused() {
     });
     let said = format!("{:#}", world.stored(false).err().unwrap());
     assert!(said.contains("another tokenizer"), "{said}");
-}
-
-/// The fixture's tokenizer with one more token, `re`.
-fn with_a_merge(folder: &Path) {
-    let path = folder.join("tokenizer.json");
-    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    json["model"]["vocab"]["re"] = json!(fixture::VOCAB);
-    json["model"]["merges"] = json!([["r", "e"]]);
-    std::fs::write(&path, json.to_string()).unwrap();
-}
-
-#[test]
-fn the_vocabularies_are_compared_by_what_is_in_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = |name: &str, rows: usize| {
-        let path = dir.path().join(name);
-        fixture::model_folder_with(&path, fixture::TEMPLATE, rows);
-        path
-    };
-    let one = fixture::chat(&folder("one", fixture::VOCAB));
-    let foreign = folder("foreign", fixture::VOCAB + 1);
-    with_a_merge(&foreign);
-    let foreign = fixture::chat(&foreign);
-    let sizes = [fixture::VOCAB; 2];
-    assert_eq!(compare(&one, &one, sizes, ["text"]), Vocabularies::Same);
-    let padded = compare(&one, &one, [fixture::VOCAB, fixture::VOCAB + 12], ["text"]);
-    assert!(matches!(padded, Vocabularies::Padded { .. }));
-    let different = compare(&one, &foreign, sizes, ["text"]);
-    assert!(
-        matches!(different, Vocabularies::Different { .. }),
-        "{different}"
-    );
-}
-
-#[test]
-fn a_teacher_of_another_tokenizer_is_refused_or_aligned() {
-    let world = World::new();
-    let teacher = world.dir.path().join("teacher");
-    std::fs::remove_dir_all(&teacher).unwrap();
-    fixture::model_folder_with(&teacher, fixture::TEMPLATE, fixture::VOCAB + 1);
-    with_a_merge(&teacher);
-    save(&teacher, 2);
-    let refused = DistillSection {
-        teacher: teacher.clone(),
-        alpha: 1.0,
-        ..DistillSection::default()
-    };
-    let said = format!("{:#}", world.distiller(&refused).err().unwrap());
-    assert!(said.contains("cross_tokenizer = \"uld\""), "{said}");
-
-    let aligned = align(
-        &world.chat,
-        &fixture::chat(&teacher),
-        &world.rows,
-        &world.examples,
-    );
-    let aligned = aligned.unwrap();
-    for (row, example) in world.rows.iter().zip(&world.examples) {
-        let (row_aligned, answer) = (&aligned[&row.id], &row.messages[2].content);
-        // Bytes on the student's side: the `e` of every `re` begins inside a token of the teacher.
-        let inside: Vec<bool> = (0..=answer.len())
-            .map(|at| {
-                at > 0 && answer.as_bytes()[..at].ends_with(b"r") && answer[at..].starts_with('e')
-            })
-            .collect();
-        let missing: Vec<bool> = row_aligned.teacher_at.iter().map(Option::is_none).collect();
-        assert_eq!(missing, inside, "{answer}");
-        assert_eq!(example.supervised(), inside.len());
-    }
-
-    let uld = DistillSection {
-        cross_tokenizer: CrossTokenizer::Uld,
-        ..refused
-    };
-    let mut trainer = trainer(
-        world.decoder("student"),
-        Some(world.distiller(&uld).unwrap()),
-    );
-    let losses: Vec<f64> = (0..30)
-        .map(|_| trainer.step(&[world.batch()], 5e-3).loss)
-        .collect();
-    assert!(losses[29] < 0.7 * losses[0], "{losses:?}");
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod across;
 mod command;
 mod data;
 mod distill;
@@ -15,4 +16,5 @@ mod methods;
 mod on_policy;
 mod resume;
 mod step;
+mod taught;
 mod workers;

@@ -229,6 +229,13 @@ pub(super) fn check_distill(distill: &DistillSection, train: Option<&TrainSectio
         distill.alpha,
         "must be above 0 and at most 1",
     );
+    given.check(
+        distill.cross_tokenizer == CrossTokenizer::Refuse
+            || train.is_none_or(|train| train.assistant_only_loss),
+        "distill.cross_tokenizer",
+        "\"uld\"",
+        "needs train.assistant_only_loss = true: the answers are compared, and the templates around them are different texts",
+    );
     check_on_policy(distill, train, given);
 }
 

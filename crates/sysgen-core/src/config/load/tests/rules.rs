@@ -222,6 +222,20 @@ fn a_student_that_writes_needs_a_teacher_that_is_run() {
 }
 
 #[test]
+fn a_teacher_of_another_tokenizer_is_compared_over_answers_alone() {
+    let teacher = "teacher = \"FOLDER/model\"\n";
+    refused(
+        with(
+            &format!(
+                "[train]\nassistant_only_loss = false\n[distill]\n{teacher}cross_tokenizer = \"uld\""
+            ),
+            &[],
+        ),
+        "x.toml:10: cross_tokenizer = \"uld\" in [distill] needs train.assistant_only_loss = true: the answers are compared, and the templates around them are different texts",
+    );
+}
+
+#[test]
 fn what_a_data_section_asks_for_must_fit_together() {
     let data = |lines: &str| {
         let with = START.replace("rows.jsonl\"\n", &format!("rows.jsonl\"\n{lines}\n"));
