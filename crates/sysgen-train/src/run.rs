@@ -28,7 +28,7 @@ use crate::row_losses::{self, StepRows};
 use crate::schedule::Schedule;
 use crate::show::Show;
 use crate::tensorboard::EventFile;
-use crate::trainer::{Trainer, mean_loss};
+use crate::trainer::Trainer;
 use crate::watch::LossWatch;
 
 /// The losses of this many last logged steps are averaged where a run is summed up.
@@ -183,7 +183,7 @@ impl Run<'_> {
         let show = Show::steps(total_steps, progress.step);
         if progress.step == 0 {
             let mut line = Line::default();
-            self.evaluate(trainer.decoder(), &mut line)?;
+            self.evaluate(&mut trainer, &mut line)?;
             if let Some(eval_loss) = line.eval_loss {
                 tracing::info!("held-out loss before training: {eval_loss:.4}");
             }
@@ -266,7 +266,7 @@ impl Run<'_> {
             let every = |steps: usize| steps > 0 && progress.step.is_multiple_of(steps);
             let mut improved = false;
             if every(train.eval_steps) || progress.step == total_steps {
-                self.evaluate(trainer.decoder(), &mut line)?;
+                self.evaluate(&mut trainer, &mut line)?;
                 improved = self.compare(&line, &mut progress);
             }
             let last = progress.step == total_steps || progress.stopped_early;
@@ -368,12 +368,12 @@ impl Run<'_> {
     }
 
     /// Measures the model as it is, into `line`.
-    fn evaluate(&self, decoder: &Decoder, line: &mut Line) -> Result<()> {
+    fn evaluate(&self, trainer: &mut Trainer, line: &mut Line) -> Result<()> {
         if !self.held_out.is_empty() {
-            line.eval_loss = Some(mean_loss(decoder, self.held_out));
+            line.eval_loss = Some(trainer.mean_loss(self.held_out));
         }
         if let Some(observe) = self.observe {
-            line.obedience = observe(decoder, line.step)?.obedience;
+            line.obedience = observe(trainer.decoder(), line.step)?.obedience;
         }
         Ok(())
     }
@@ -495,7 +495,7 @@ fn mean_of_last_losses(lines: &[Line]) -> Option<f64> {
     (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
 }
 
-/// The held-out rows as batches for [`mean_loss`], packed like the training rows.
+/// The held-out rows as batches for [`Trainer::mean_loss`], packed like the training rows.
 pub fn held_out_batches(examples: &[Example], train: &TrainSection, pad_id: u32) -> Vec<Batch> {
     let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
     let order: Vec<usize> = (0..examples.len()).collect();

@@ -92,6 +92,32 @@ impl Trainer {
             .expect("only `step` takes the decoder, and it puts it back")
     }
 
+    /// [`mean_loss`] of the model as it is, on all devices. The sums are added in the order of the batches, whoever computed
+    /// them, so that it is the same number to the bit.
+    pub fn mean_loss(&mut self, batches: &[Batch]) -> f64 {
+        let decoder = (self.decoder.as_ref()).expect("only `step` takes the decoder");
+        if self.workers.is_empty() {
+            return mean_loss(decoder, batches);
+        }
+        let learning: Vec<&Batch> = learning(batches).collect();
+        let trained = decoder.trainable();
+        (self.workers.iter_mut()).for_each(|worker| worker.take_weights(&trained));
+        drop(trained);
+        let mut sums = Vec::with_capacity(learning.len());
+        for round in learning.chunks(1 + self.workers.len()) {
+            for (worker, batch) in self.workers.iter_mut().zip(&round[1..]) {
+                worker.measure(batch);
+            }
+            let first = measured(decoder, round[0]);
+            let others = self.workers.iter_mut().zip(&round[1..]);
+            let losses: Vec<Losses> = others.map(|(worker, _)| worker.measured()).collect();
+            sums.push(sum(&first.read()));
+            sums.extend(losses.into_iter().map(|losses| sum(&losses.read())));
+        }
+        self.workers.iter_mut().for_each(Worker::release);
+        mean_of(sums, batches)
+    }
+
     /// One optimizer step over these micro-batches.
     ///
     /// # Panics
@@ -288,22 +314,28 @@ pub(crate) fn micro_batch(
     Losses(of_positions.expect("the backward pass asks for the losses"))
 }
 
+/// The losses of a micro-batch's supervised positions, without a gradient: cross-entropy, whatever is learnt from besides.
+pub(crate) fn measured(decoder: &Decoder, batch: &Batch) -> Losses {
+    let softcap = decoder.config.final_softcap;
+    let hidden = decoder.hidden(&batch.tokens);
+    Losses(position_losses(hidden, decoder.head(), batch, 1.0, softcap))
+}
+
 /// The mean loss over the supervised tokens of these batches, by the same chunked loss as training; 0 tokens give NaN.
 pub fn mean_loss(decoder: &Decoder, batches: &[Batch]) -> f64 {
-    let (mut total, mut count) = (0.0, 0);
-    for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
-        let hidden = decoder.hidden(&batch.tokens);
-        let losses = position_losses(
-            hidden,
-            decoder.head(),
-            batch,
-            1.0,
-            decoder.config.final_softcap,
-        );
-        total += sum(&Losses(losses).read());
-        count += batch.targets.len();
-    }
-    total / count as f64
+    let losses = learning(batches).map(|batch| sum(&measured(decoder, batch).read()));
+    mean_of(losses.collect(), batches)
+}
+
+/// The batches that have something to learn.
+fn learning(batches: &[Batch]) -> impl Iterator<Item = &Batch> {
+    batches.iter().filter(|batch| !batch.targets.is_empty())
+}
+
+/// From the sums of the learning batches, in their order.
+fn mean_of(sums: Vec<f64>, batches: &[Batch]) -> f64 {
+    let count: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+    sums.iter().sum::<f64>() / count as f64
 }
 
 /// The mean loss of each row of `batch`, from those of its positions, which carry `weight`.

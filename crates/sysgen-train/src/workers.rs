@@ -1,5 +1,5 @@
-//! Data parallel: further devices that compute micro-batches of a step, each on a thread of its own with its own copy of
-//! the model.
+//! Data parallel: further devices that compute micro-batches of a step or of an evaluation, each on a thread of its own with
+//! its own copy of the model.
 //!
 //! Only what is trained travels, to the workers before a step and as gradients back. The gradients are added in the order of
 //! the micro-batches, whoever computed them, so how many devices there are changes no bit of what is learnt.
@@ -12,15 +12,17 @@ use sysgen_model::{Decoder, Device, Frozen, Parameter, Pass, Weight};
 
 use crate::batch::Batch;
 use crate::distill::Distiller;
-use crate::trainer::{Losses, micro_batch};
+use crate::trainer::{Losses, measured, micro_batch};
 
 /// What a worker is told.
 enum Order {
-    /// The weights of the next step, on the worker's device.
+    /// The weights of what follows, on the worker's device.
     Weights(Vec<Parameter>),
     /// A micro-batch, how it is run, and what each of its losses is multiplied with.
     MicroBatch(Batch, Pass, f32),
-    /// The step is over: nobody else holds on to its weights.
+    /// A micro-batch whose loss is asked for, without a gradient.
+    Measure(Batch),
+    /// The step or evaluation is over: nobody else holds on to its weights.
     Release,
 }
 
@@ -67,7 +69,7 @@ impl Worker {
         }
     }
 
-    /// Hands over the weights of a step.
+    /// Hands over the weights of a step or of an evaluation.
     pub(crate) fn take_weights(&mut self, parameters: &[Parameter]) {
         let parameters = parameters
             .iter()
@@ -81,6 +83,19 @@ impl Worker {
     /// Has a micro-batch computed.
     pub(crate) fn compute(&mut self, batch: &Batch, pass: Pass, weight: f32) {
         self.tell(Order::MicroBatch(batch.clone(), pass, weight));
+    }
+
+    /// Has the losses of a micro-batch computed.
+    pub(crate) fn measure(&mut self, batch: &Batch) {
+        self.tell(Order::Measure(batch.clone()));
+    }
+
+    /// Waits for the losses that were asked for.
+    pub(crate) fn measured(&mut self) -> Losses {
+        match self.hear() {
+            Reply::Losses(losses) => losses,
+            _ => unreachable!("the worker was asked for losses alone"),
+        }
     }
 
     /// Waits for the micro-batch and hands on its gradients, on `device`.
@@ -98,7 +113,7 @@ impl Worker {
         }
     }
 
-    /// Waits until the step's weights are given up, so that they can be updated in place.
+    /// Waits until the weights are given up, so that they can be updated in place.
     pub(crate) fn release(&mut self) {
         self.tell(Order::Release);
         while !matches!(self.hear(), Reply::Released) {}
@@ -137,9 +152,15 @@ fn work(
     let say = |reply: Reply| drop(replies.send(reply));
     while let Ok(Order::Weights(parameters)) = orders.recv() {
         let decoder = frozen.join(parameters);
-        while let Ok(Order::MicroBatch(batch, pass, weight)) = orders.recv() {
-            let gradient = |place, gradient| say(Reply::Gradient(place, gradient));
-            let losses = micro_batch(&decoder, distiller, &batch, pass, weight, gradient);
+        loop {
+            let losses = match orders.recv() {
+                Ok(Order::MicroBatch(batch, pass, weight)) => {
+                    let gradient = |place, gradient| say(Reply::Gradient(place, gradient));
+                    micro_batch(&decoder, distiller, &batch, pass, weight, gradient)
+                }
+                Ok(Order::Measure(batch)) => measured(&decoder, &batch),
+                Ok(Order::Release | Order::Weights(_)) | Err(_) => break,
+            };
             say(Reply::Losses(losses));
         }
         frozen = decoder.split().0;

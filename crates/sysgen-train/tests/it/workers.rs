@@ -1,13 +1,17 @@
-//! Data parallel: what two devices learn together is what one learns alone, to the bit.
+//! Data parallel: what two devices learn and measure together is what one does alone, to the bit.
 
-use sysgen_core::config::{DeviceChoice, Optim, TrainMethod, TrainSection};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use sysgen_core::config::{DeviceChoice, DistillSection, Optim, TrainMethod, TrainSection};
 use sysgen_model::{Decoder, Device, Lora, WeightDtype};
-use sysgen_ops::{AdamW, Divergence};
+use sysgen_ops::{AdamW, Divergence, TopK};
 use sysgen_train::batch::Batch;
 use sysgen_train::distill::Distiller;
 use sysgen_train::example::Example;
 use sysgen_train::optim::Optimizer;
-use sysgen_train::trainer::{StepReport, Trainer};
+use sysgen_train::stored_teacher::Stored;
+use sysgen_train::trainer::{StepReport, Trainer, mean_loss};
 
 use crate::fixture;
 
@@ -27,10 +31,22 @@ enum Case {
     Lora,
     EightBit,
     Bf16,
+    /// By a teacher that is run.
     Distilled,
+    /// By probabilities stored with the rows.
+    Stored,
 }
 
-fn trainer(decoder: Decoder, case: Case, workers: usize) -> Trainer {
+const CASES: [Case; 6] = [
+    Case::Full,
+    Case::Lora,
+    Case::EightBit,
+    Case::Bf16,
+    Case::Distilled,
+    Case::Stored,
+];
+
+fn trainer(decoder: Decoder, examples: &[Example], case: Case, workers: usize) -> Trainer {
     let decoder = match case {
         Case::Lora => {
             let lora = Lora {
@@ -49,10 +65,20 @@ fn trainer(decoder: Decoder, case: Case, workers: usize) -> Trainer {
         }
         _ => decoder,
     };
-    let teacher = (case == Case::Distilled).then(|| {
-        let teacher = Decoder::random(decoder.config.clone(), 9, &Device::flex());
-        Distiller::of_model(teacher, Divergence::Jsd(0.3), 2.0, 0.5)
-    });
+    let teacher = match case {
+        Case::Distilled => {
+            let teacher = Decoder::random(decoder.config.clone(), 9, &Device::flex());
+            Some(Distiller::of_model(teacher, Divergence::Jsd(0.3), 2.0, 0.5))
+        }
+        Case::Stored => {
+            let section = DistillSection {
+                alpha: 0.7,
+                ..DistillSection::default()
+            };
+            Some(Distiller::of_stored(&section, Arc::new(stored(examples))))
+        }
+        _ => None,
+    };
     let optim = match case {
         Case::EightBit => Optim::Adamw8bit,
         _ => Optim::Adamw,
@@ -64,10 +90,27 @@ fn trainer(decoder: Decoder, case: Case, workers: usize) -> Trainer {
     trainer
 }
 
+/// Three words for every learnt token, the token itself the likeliest.
+fn stored(examples: &[Example]) -> Stored {
+    let rows = examples.iter().map(|example| {
+        let learnt = (1..example.ids.len()).filter(|&at| example.learn[at]);
+        let learnt: Vec<u32> = learnt.map(|at| example.ids[at]).collect();
+        let words = learnt
+            .iter()
+            .flat_map(|&id| [id, (id + 7) % 200, (id + 11) % 200]);
+        let shares = [0.6f32, 0.2, 0.1].map(f32::ln).repeat(learnt.len());
+        let top = TopK {
+            k: 3,
+            ids: words.collect(),
+            log_probabilities: shares,
+        };
+        (example.id.clone(), top)
+    });
+    rows.collect()
+}
+
 /// Three steps of five micro-batches, one of which has nothing to learn, packed and not.
 fn steps(examples: &[Example]) -> Vec<Vec<Batch>> {
-    let mut examples = examples.to_vec();
-    examples[11].learn.fill(false);
     let rows: [Vec<usize>; 7] = [
         vec![0, 3, 1],
         vec![5, 2],
@@ -77,7 +120,7 @@ fn steps(examples: &[Example]) -> Vec<Vec<Batch>> {
         vec![10],
         vec![11],
     ];
-    let batch = |rows: &[Vec<usize>]| Batch::new(&examples, rows, 2);
+    let batch = |rows: &[Vec<usize>]| Batch::new(examples, rows, 2);
     let step = || {
         vec![
             batch(&rows[..1]),
@@ -104,20 +147,22 @@ fn learnt(trainer: &Trainer) -> Vec<Vec<u32>> {
         .collect()
 }
 
+/// Rows, the last of which has nothing to learn.
+fn world(dir: &Path) -> Vec<Example> {
+    fixture::model_folder(dir);
+    let mut examples = fixture::examples(&fixture::chat(dir), &fixture::rows(12));
+    examples[11].learn.fill(false);
+    examples
+}
+
 #[test]
 fn any_number_of_workers_learns_the_same_to_the_bit() {
     let dir = tempfile::tempdir().unwrap();
-    fixture::model_folder(dir.path());
-    let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(12));
-    for case in [
-        Case::Full,
-        Case::Lora,
-        Case::EightBit,
-        Case::Bf16,
-        Case::Distilled,
-    ] {
+    let examples = world(dir.path());
+    for case in CASES {
+        let start = |workers| trainer(fixture::decoder(dir.path()), &examples, case, workers);
         let train = |workers: usize| -> (Vec<StepReport>, Vec<Vec<u32>>) {
-            let mut trainer = trainer(fixture::decoder(dir.path()), case, workers);
+            let mut trainer = start(workers);
             let steps = steps(&examples);
             let reports = steps.iter().map(|step| trainer.step(step, 1e-2)).collect();
             (reports, learnt(&trainer))
@@ -129,11 +174,7 @@ fn any_number_of_workers_learns_the_same_to_the_bit() {
             assert_eq!(alone.0, together.0, "{case:?}, {workers} workers");
             assert!(alone.1 == together.1, "{case:?}, {workers} workers");
         }
-        let untrained = trainer(fixture::decoder(dir.path()), case, 1);
-        assert!(
-            alone.1 != learnt(&untrained),
-            "{case:?}: nothing was learnt"
-        );
+        assert!(alone.1 != learnt(&start(1)), "{case:?}: nothing was learnt");
     }
 }
 
@@ -143,20 +184,94 @@ const ROUNDING: f64 = 1e-6;
 #[test]
 fn two_workers_give_loss_and_gradient_of_one_with_twice_the_batch() {
     let dir = tempfile::tempdir().unwrap();
-    fixture::model_folder(dir.path());
-    let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(8));
-    let rows: Vec<Vec<usize>> = (0..8).map(|row| vec![row]).collect();
+    let examples = world(dir.path());
+    let mut rows: Vec<Vec<usize>> = (0..8).map(|row| vec![row]).collect();
+    rows.sort_by_key(|row| examples[row[0]].supervised());
     let batches = |size: usize| -> Vec<Batch> {
         let batches = rows.chunks(size);
         batches.map(|rows| Batch::new(&examples, rows, 2)).collect()
     };
-    let step = |workers: usize, size: usize| {
-        trainer(fixture::decoder(dir.path()), Case::Full, workers).step(&batches(size), 1e-3)
-    };
-    let (together, alone) = (step(2, 4), step(1, 8));
-    assert!((together.loss / alone.loss - 1.0).abs() <= ROUNDING);
-    assert!((together.grad_norm / alone.grad_norm - 1.0).abs() <= ROUNDING);
-    assert_eq!(together.supervised_tokens, alone.supervised_tokens);
+    // Divided twice, or by the tokens of a micro-batch, the sum would be another: the halves learn different counts.
+    let halves = batches(4);
+    assert_ne!(halves[0].targets.len(), halves[1].targets.len());
+    for case in [Case::Full, Case::Distilled, Case::Stored] {
+        let step = |workers: usize, size: usize| {
+            trainer(fixture::decoder(dir.path()), &examples, case, workers)
+                .step(&batches(size), 1e-3)
+        };
+        let (together, alone) = (step(2, 4), step(1, 8));
+        assert!(
+            (together.loss / alone.loss - 1.0).abs() <= ROUNDING,
+            "{case:?}"
+        );
+        let norms = together.grad_norm / alone.grad_norm;
+        assert!((norms - 1.0).abs() <= ROUNDING, "{case:?}");
+        assert_eq!(together.supervised_tokens, alone.supervised_tokens);
+    }
+}
+
+#[test]
+fn the_held_out_loss_is_the_same_to_the_bit_on_any_number_of_devices() {
+    let dir = tempfile::tempdir().unwrap();
+    let examples = world(dir.path());
+    let batches = steps(&examples).remove(0);
+    for case in CASES {
+        let start = |workers| trainer(fixture::decoder(dir.path()), &examples, case, workers);
+        let before = mean_loss(start(1).decoder(), &batches);
+        for workers in [1, 2, 3, 8] {
+            let mut trainer = start(workers);
+            assert_eq!(trainer.mean_loss(&batches), before, "{case:?}, {workers}");
+            // Of the weights of the moment, and a step still finds them free to be updated in place.
+            trainer.step(&batches, 1e-2);
+            let after = trainer.mean_loss(&batches);
+            assert!(after < before, "{case:?}, {workers}");
+            assert_eq!(after, mean_loss(trainer.decoder(), &batches));
+        }
+        assert!(
+            start(3).mean_loss(&batches[2..3]).is_nan(),
+            "nothing is learnt there"
+        );
+    }
+}
+
+#[test]
+fn held_out_batches_are_computed_by_the_devices_in_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let examples = world(dir.path());
+    let whole = steps(&examples).remove(0);
+    for (broken, expected) in [(0, None), (1, Some("worker 1"))] {
+        let mut trainer = trainer(fixture::decoder(dir.path()), &examples, Case::Full, 2);
+        let mut batches = vec![whole[0].clone(), whole[1].clone()];
+        batches[broken].tokens.ids[0] = NO_TOKEN;
+        let panicked = thread_that_panics(|| {
+            trainer.mean_loss(&batches);
+        });
+        match expected {
+            Some(name) => assert_eq!(panicked, name),
+            None => assert!(!panicked.starts_with("worker "), "{panicked}"),
+        }
+    }
+}
+
+/// An id that no model has, and no other test.
+const NO_TOKEN: u32 = 9_998;
+
+/// The name of the thread on which `work` meets [`NO_TOKEN`].
+fn thread_that_panics(work: impl FnOnce()) -> String {
+    static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.to_string().contains(&NO_TOKEN.to_string()) {
+            let name = std::thread::current()
+                .name()
+                .unwrap_or_default()
+                .to_string();
+            NAMES.lock().unwrap().push(name);
+        }
+        before(panic);
+    }));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_err();
+    NAMES.lock().unwrap().pop().unwrap()
 }
 
 #[test]
@@ -168,7 +283,7 @@ fn a_workers_panic_ends_the_step() {
         .map(|row| Batch::new(&examples, &[vec![row]], 2))
         .into();
     batches[1].tokens.ids[0] = 9_999; // no such token
-    let mut trainer = trainer(fixture::decoder(dir.path()), Case::Full, 2);
+    let mut trainer = trainer(fixture::decoder(dir.path()), &examples, Case::Full, 2);
     let step = std::panic::AssertUnwindSafe(|| trainer.step(&batches, 1e-3));
     let panic = std::panic::catch_unwind(step).unwrap_err();
     let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();
