@@ -12,6 +12,7 @@ mod formats;
 mod fuzz;
 mod golden;
 mod hub;
+mod hub_server;
 mod phases;
 mod report;
 mod resume;

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::fixture;
 
-struct Folder {
-    dir: tempfile::TempDir,
+/// A folder to run the program in: a model, rows and `c.toml`.
+pub(crate) struct Folder {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Folder {
-    fn new(train: &str) -> Folder {
+    pub(crate) fn new(train: &str) -> Folder {
         let dir = tempfile::tempdir().unwrap();
         fixture::model_folder(&dir.path().join("model"));
         let rows: Vec<String> = fixture::rows(60)
@@ -27,7 +28,7 @@ impl Folder {
         Folder { dir }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
         command
             .current_dir(self.dir.path())
@@ -37,23 +38,25 @@ impl Folder {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join("run").join(name)
     }
 }
 
-fn text(output: &Output) -> (String, String) {
+/// What was printed, and what was said beside it.
+pub(crate) fn text(output: &Output) -> (String, String) {
     (
         String::from_utf8_lossy(&output.stdout).into_owned(),
         String::from_utf8_lossy(&output.stderr).into_owned(),
     )
 }
 
-fn succeeds(output: &Output) -> String {
+/// What a run that went well printed.
+pub(crate) fn succeeds(output: &Output) -> String {
     let (stdout, stderr) = text(output);
     assert!(output.status.success(), "{stdout}\n{stderr}");
     stdout
@@ -294,65 +297,4 @@ fn trace_goes_from_a_step_to_its_rows_and_back_and_the_run_leaves_its_pages() {
     let samples = std::fs::read_to_string(folder.path("samples.jsonl")).unwrap();
     assert_eq!(samples.lines().count(), 2);
     assert_eq!(std::fs::read_dir(folder.path("runs")).unwrap().count(), 1);
-}
-
-/// One conversation in every format there is: nothing but the reader differs, so what is learnt must not.
-#[test]
-fn rows_of_every_format_are_trained_on_alike() {
-    let ids = |folder: &Folder| {
-        let text = std::fs::read_to_string(folder.path("row_losses.jsonl")).unwrap();
-        let step = |line: &str| -> serde_json::Value {
-            let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            line["losses"].clone()
-        };
-        text.lines().map(step).collect::<Vec<_>>()
-    };
-    let train = "max_steps = 3\neval_fraction = 0.0";
-    let pairs: Vec<(String, String)> = (0..12)
-        .map(|n| (format!("Say {n} please"), format!("{n}, gladly")))
-        .collect();
-    let lines = |row: &dyn Fn(&(String, String)) -> serde_json::Value| {
-        let rows: Vec<String> = pairs.iter().map(|pair| row(pair).to_string()).collect();
-        rows.join("\n")
-    };
-    use serde_json::json;
-    let messages = |(q, a): &(String, String)| json!({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]});
-    let sharegpt = |(q, a): &(String, String)| json!({"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]});
-    let alpaca = |(q, a): &(String, String)| json!({"instruction": q, "input": "", "output": a});
-    let csv = pairs
-        .iter()
-        .map(|(q, a)| format!("{q},\"{a}\""))
-        .collect::<Vec<_>>();
-    let array: Vec<serde_json::Value> = pairs.iter().map(messages).collect();
-    let mixed = lines(&|pair| match pair.0.len() % 2 {
-        0 => messages(pair),
-        _ => sharegpt(pair),
-    });
-    let mut expected = None;
-    for (name, content) in [
-        ("rows.jsonl", lines(&messages)),
-        ("rows.jsonl", lines(&sharegpt)),
-        ("rows.jsonl", lines(&alpaca)),
-        ("rows.jsonl", mixed),
-        ("rows.csv", format!("question,answer\n{}", csv.join("\n"))),
-        ("rows.json", serde_json::to_string(&array).unwrap()),
-    ] {
-        let folder = Folder::new(train);
-        std::fs::write(folder.dir.path().join(name), &content).unwrap();
-        let path = format!("data.path={name}");
-        succeeds(&folder.run(&["-q", "--set", &path, "--set", "export=false"]));
-        let losses = ids(&folder);
-        assert_eq!(losses.len(), 3);
-        let first = expected.get_or_insert_with(|| losses.clone());
-        assert_eq!(*first, losses, "{name}: {content}");
-    }
-    let folder = Folder::new(train);
-    let bad = lines(&messages) + "\n{\"question\": \"no answer\"}\nnot json";
-    std::fs::write(folder.dir.path().join("rows.jsonl"), bad).unwrap();
-    let (_, stderr) = text(&folder.run(&["check"]));
-    assert!(
-        stderr.contains("rows.jsonl:13 is left out: a question without an answer")
-            && stderr.contains("rows.jsonl:14 is left out"),
-        "{stderr}"
-    );
 }

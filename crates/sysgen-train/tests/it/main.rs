@@ -8,13 +8,19 @@ mod data;
 mod distill;
 mod export;
 mod fixture;
+mod formats;
 mod gate;
 mod golden;
+#[path = "../../../sysgen-data/tests/data/hub_server.rs"]
+mod hub_server;
 mod lora;
 mod memory;
 mod methods;
 mod on_policy;
 mod resume;
+#[path = "../../../sysgen-data/tests/data/server.rs"]
+#[allow(dead_code)]
+mod server;
 mod step;
 mod taught;
 mod workers;
