@@ -43,6 +43,46 @@ pub(crate) struct Shard {
     pub(crate) tensors: Vec<Stored>,
 }
 
+/// The number format of a model's matrices by the heads of its safetensors files, whatever `config.json` says: that of most
+/// of their numbers. `None` where none of the files are there; of a sharded model those that are there are looked at.
+///
+/// # Errors
+/// A file is truncated or not a safetensors file.
+pub fn stored_dtype(dir: &Path) -> Result<Option<StoredDtype>> {
+    let files = match (dir.join(SINGLE).exists(), dir.join(INDEX).exists()) {
+        (true, _) => vec![SINGLE.to_owned()],
+        (false, true) => {
+            let mut files: Vec<String> = weight_map(&dir.join(INDEX))?
+                .into_iter()
+                .map(|(_, file)| file)
+                .collect();
+            files.sort();
+            files.dedup();
+            files
+        }
+        (false, false) => Vec::new(),
+    };
+    let mut numbers: Vec<(StoredDtype, usize)> = Vec::new();
+    for path in files
+        .iter()
+        .map(|file| dir.join(file))
+        .filter(|path| path.exists())
+    {
+        for tensor in Shard::open(path)?.tensors {
+            let (Some(dtype), 2) = (tensor.dtype, tensor.shape.len()) else {
+                continue;
+            };
+            let count: usize = tensor.shape.iter().product();
+            match numbers.iter_mut().find(|(known, _)| *known == dtype) {
+                Some((_, sum)) => *sum += count,
+                None => numbers.push((dtype, count)),
+            }
+        }
+    }
+    let most = numbers.into_iter().max_by_key(|(_, count)| *count);
+    Ok(most.map(|(dtype, _)| dtype))
+}
+
 /// A tensor in a file.
 pub(crate) struct Stored {
     pub(crate) name: String,

@@ -2,6 +2,7 @@
 //! so that the forward pass asks for facts ("is there a soft-cap?") and never for a model's name.
 //! Reads the classic keys and those of transformers 5. Rotary settings are read in `rope.rs`.
 
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -47,6 +48,16 @@ pub enum StoredDtype {
     F16,
     /// bfloat16.
     Bf16,
+}
+
+impl fmt::Display for StoredDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            StoredDtype::F32 => "float32",
+            StoredDtype::F16 => "float16",
+            StoredDtype::Bf16 => "bfloat16",
+        })
+    }
 }
 
 /// Which linear layers carry a bias.

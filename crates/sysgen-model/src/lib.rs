@@ -34,6 +34,7 @@ pub use adapters::{ALL_LINEAR, Frozen, Lora};
 pub use backward::Pass;
 pub use cache::{KvCache, cache_budget};
 pub use cached::Run;
+pub use checkpoint::stored_dtype;
 pub use config::{Activation, Biases, Family, ModelConfig, SUPPORTED, StoredDtype};
 pub use cuda::{Need, cuda_needs};
 pub use decoder::Decoder;

@@ -275,11 +275,7 @@ fn write_config(
         _ => {
             let mut json = config.json.clone();
             if let Some(object) = json.as_object_mut() {
-                let word = match stored {
-                    StoredDtype::F32 => "float32",
-                    StoredDtype::F16 => "float16",
-                    StoredDtype::Bf16 => "bfloat16",
-                };
+                let word = stored.to_string();
                 let key = if object.contains_key("dtype") {
                     "dtype"
                 } else {

@@ -1,11 +1,13 @@
 //! What a training run will need, told before anything is loaded: memory part by part, and arithmetic.
 //!
-//! All formulae are here. They follow what this trainer keeps (`sysgen_model::backward`, `sysgen_ops`), counted in numbers
+//! All formulae are here; what a model has is counted in [`crate::parameters`]. They follow what this trainer keeps (`sysgen_model::backward`, `sysgen_ops`), counted in numbers
 //! of the size given by [`Formats`]; `BENCHMARKS.md` has them beside measured peaks.
 
 use sysgen_core::config::{Optim, TrainDtype, TrainMethod, TrainSection};
-use sysgen_model::{Lora, ModelConfig, StoredDtype, parameter_shapes};
+use sysgen_model::{Lora, ModelConfig, StoredDtype};
 use sysgen_ops::{moments8_bytes, nf4_bytes};
+
+use crate::parameters::parameters;
 
 /// On a device the loss holds a slice of the vocabulary of at most 384 MiB.
 const DEVICE_LOGITS: u64 = 384 << 20;
@@ -156,71 +158,6 @@ impl Memory {
     }
 }
 
-/// How many numbers a model has, by what happens to them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Parameters {
-    /// All of the model's own.
-    pub model: u64,
-    /// Of these, in the projections of the layers.
-    pub projections: u64,
-    /// Of all, in matrices: these, the embedding table and the head.
-    pub matrices: u64,
-    /// What is trained: all of them, or the adapters.
-    pub trained: u64,
-    /// Trained in the layer that has most.
-    pub layer: u64,
-    /// In the embedding table, and as many in a head of its own, where they are trained.
-    pub table: u64,
-}
-
-/// Counts the parameters of `config` without a weight at hand.
-pub fn parameters(config: &ModelConfig, lora: Option<&Lora>) -> Parameters {
-    let mut counted = Parameters::default();
-    let mut layers: Vec<(Option<String>, u64)> = Vec::new();
-    for (name, shape) in parameter_shapes(config) {
-        let count: u64 = shape.iter().map(|&n| n as u64).product();
-        counted.model += count;
-        let projection = name.contains(".layers.") && shape.len() == 2;
-        if shape.len() == 2 {
-            counted.matrices += count;
-        }
-        if lora.is_none() && shape.len() == 2 && !projection {
-            counted.table = count;
-        }
-        if projection {
-            counted.projections += count;
-        }
-        let trained = match lora {
-            None => count,
-            Some(lora) if projection && is_target(&name, lora) => {
-                let magnitudes = if lora.dora { shape[0] } else { 0 };
-                (lora.rank * (shape[0] + shape[1]) + magnitudes) as u64
-            }
-            Some(_) => 0,
-        };
-        counted.trained += trained;
-        let Some((_, layer)) = name.split_once(".layers.") else {
-            continue;
-        };
-        let layer = layer.split('.').next().map(str::to_string);
-        match layers.last_mut() {
-            Some((last, sum)) if *last == layer => *sum += trained,
-            _ => layers.push((layer, trained)),
-        }
-    }
-    counted.layer = layers.iter().map(|(_, sum)| *sum).max().unwrap_or(0);
-    counted
-}
-
-fn is_target(name: &str, lora: &Lora) -> bool {
-    let module = name.trim_end_matches(".weight").rsplit('.').next();
-    lora.target_modules.is_empty()
-        || lora
-            .target_modules
-            .iter()
-            .any(|t| Some(t.as_str()) == module)
-}
-
 /// Numbers that one token of one layer leaves for the way back: the layer's input and its sum after attention, each
 /// before and after the norm; q, k, v as attention sees them, and what attention gives; gate, up and their product.
 /// Adapters add their thin products; Gemma-2's norms after attention and feed-forward keep their inputs.
@@ -367,74 +304,13 @@ pub fn flops(config: &ModelConfig, lora: Option<&Lora>, work: Work) -> f64 {
         + (12.0 + 2.0 * again) * width * tokens * seen
 }
 
-/// Bytes as people read them.
-pub fn readable(bytes: u64) -> String {
-    let gib = bytes as f64 / (1u64 << 30) as f64;
-    if gib >= 1.0 {
-        format!("{gib:.1} GiB")
-    } else {
-        format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
-    }
-}
-
-/// A size such as `80GiB`, `24GB` or `900MiB`, in bytes.
-///
-/// # Errors
-/// What a size looks like.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
-    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
-    let unit = match unit.trim() {
-        "GiB" => 1u64 << 30,
-        "MiB" => 1 << 20,
-        "GB" => 1_000_000_000,
-        "MB" => 1_000_000,
-        _ => {
-            return Err(format!(
-                "`{text}` is not a size; write 80GiB, 24GB or 900MiB"
-            ));
-        }
-    };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("`{text}` is not a size; write 80GiB, 24GB or 900MiB"))?;
-    Ok((number * unit as f64) as u64)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::path::Path;
-
     use super::*;
+    use crate::parameters::tests::{llama31, lora, phi4};
 
     const GIB: u64 = 1 << 30;
-
-    /// The shape of a published model (`tests/standins`).
-    fn stand_in(name: &str) -> ModelConfig {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/standins");
-        ModelConfig::from_file(&Path::new(folder).join(name)).unwrap()
-    }
-
-    fn phi4() -> ModelConfig {
-        stand_in("phi4.json")
-    }
-
-    fn llama31() -> ModelConfig {
-        stand_in("llama31-8b.json")
-    }
-
-    fn lora() -> Lora {
-        Lora {
-            rank: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            target_modules: Vec::new(),
-            rslora: false,
-            dora: false,
-        }
-    }
 
     fn with(method: TrainMethod) -> TrainSection {
         TrainSection {
@@ -452,14 +328,6 @@ mod tests {
             row: 4096,
             gradient_checkpointing: true,
         }
-    }
-
-    #[test]
-    fn parameters_are_those_of_the_published_models() {
-        assert_eq!(parameters(&phi4(), None).model, 14_659_507_200);
-        assert_eq!(parameters(&llama31(), None).model, 8_030_261_248);
-        // PEFT, r = 16 on all linear layers of Llama-3.1-8B.
-        assert_eq!(parameters(&llama31(), Some(&lora())).trained, 41_943_040);
     }
 
     /// On the CPU, and as this version would keep them on a device.
@@ -542,13 +410,5 @@ mod tests {
         assert!(more > 27 * GIB && more < 31 * GIB, "{more}");
         let on_device = with(Some(Teacher::of(&teacher, true))).teacher;
         assert!(on_device > more + 27 * GIB);
-    }
-
-    #[test]
-    fn sizes_are_read_as_people_write_them() {
-        assert_eq!(parse_bytes("80GiB"), Ok(80 * GIB));
-        assert_eq!(parse_bytes("1.5 MB"), Ok(1_500_000));
-        assert!(parse_bytes("80").unwrap_err().contains("80GiB"));
-        assert_eq!(readable(3 * GIB / 2), "1.5 GiB");
     }
 }

@@ -1,21 +1,24 @@
 //! `sysgen-train plan`: what a run needs before anything is spent on it.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use sysgen_core::command_line::RunArguments;
-use sysgen_core::config::{Optim, TrainDtype, TrainMethod, TrainSection};
+use sysgen_core::config::{ModelInit, Optim, TrainDtype, TrainMethod, TrainSection};
 use sysgen_core::measure::{forget_peak_rss, median, peak_rss_mib};
 use sysgen_core::{RunConfig, tell};
-use sysgen_model::{Lora, ModelConfig, device_names, doing};
+use sysgen_model::{Lora, ModelConfig, StoredDtype, device_names, doing, stored_dtype};
 use sysgen_train::batch::Batch;
 use sysgen_train::distill::distiller;
 use sysgen_train::method;
 use sysgen_train::order::{DataOrder, Utilisation};
-use sysgen_train::plan::{self, Formats, Memory, Teacher, Work, parse_bytes, readable};
+use sysgen_train::parameters::parameters;
+use sysgen_train::plan::{self, Formats, Memory, Teacher, Work};
 use sysgen_train::run::{Run, order};
+use sysgen_train::size::{parse_bytes, readable};
 
 use crate::data::{self, Data};
 
@@ -58,14 +61,21 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
         .train
         .as_ref()
         .context("plan needs a [train] section")?;
-    let model = ModelConfig::from_directory(&config.model.path)?;
+    let model = match config.model.init {
+        ModelInit::Pretrained => as_stored(&config.model.path)?,
+        // Random weights are made in f32, whatever the model's files would be.
+        ModelInit::Random => ModelConfig {
+            stored_dtype: StoredDtype::F32,
+            ..ModelConfig::from_directory(&config.model.path)?
+        },
+    };
     let lora = method::lora(train, &model)?;
     let on_device = config.device.to_string() != "cpu" && device_names().len() > 1;
     let on_device = on_device || arguments.device_memory.is_some();
     let formats = Formats::of(train, model.stored_dtype, on_device);
     let teacher = match &config.distill {
         Some(distill) if !distill.teacher.as_os_str().is_empty() => {
-            Some(ModelConfig::from_directory(&distill.teacher)?)
+            Some(as_stored(&distill.teacher)?)
         }
         _ => None,
     };
@@ -89,7 +99,7 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     let seconds = seconds.or(arguments
         .device_tflops
         .map(|tflops| flops / (tflops * 1e12 * USUAL_UTILISATION)));
-    let counted = plan::parameters(&model, lora.as_ref());
+    let counted = parameters(&model, lora.as_ref());
     let further = plan::further_device(&memory, counted.trained);
     let further = (train.devices.len() > 1).then_some(further);
     if arguments.json {
@@ -157,6 +167,23 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     }
     tell(lines.join("\n"));
     Ok(())
+}
+
+/// `config.json`, with the number format that the weights beside it have, if they are there: that is what is loaded.
+fn as_stored(folder: &Path) -> Result<ModelConfig> {
+    let mut model = ModelConfig::from_directory(folder)?;
+    let Some(stored) = stored_dtype(folder)? else {
+        return Ok(model);
+    };
+    if stored != model.stored_dtype {
+        tracing::warn!(
+            "{}: config.json says {}, but the safetensors files hold {stored}, which is what counts",
+            folder.display(),
+            model.stored_dtype
+        );
+    }
+    model.stored_dtype = stored;
+    Ok(model)
 }
 
 /// The rows, where they are there yet.

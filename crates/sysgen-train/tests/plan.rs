@@ -18,7 +18,7 @@ use sysgen_model::{Decoder, Device, ExportDtype, ModelConfig, StoredDtype};
 use sysgen_ops::AdamW;
 use sysgen_train::batch::Batch;
 use sysgen_train::optim::Optimizer;
-use sysgen_train::plan::parameters;
+use sysgen_train::parameters::parameters;
 use sysgen_train::trainer::Trainer;
 use tempfile::TempDir;
 

@@ -17,6 +17,7 @@ mod lora;
 mod memory;
 mod methods;
 mod on_policy;
+mod plan;
 mod resume;
 #[path = "../../../sysgen-data/tests/data/server.rs"]
 #[allow(dead_code)]
