@@ -35,7 +35,8 @@ const EXPORT_CONVERSATIONS: usize = 32;
 /// Everything the config enables.
 pub(crate) fn run(config: &RunConfig) -> Result<()> {
     let _lock = lock_output(&config.output_dir)?;
-    if let Some(done) = summary::finished(config)? {
+    let inputs = summary::inputs(config)?;
+    if let Some(done) = summary::finished(config, &inputs) {
         tell(format_args!(
             "{} is complete; nothing was done again.\n\n{}",
             config.output_dir.display(),
@@ -45,7 +46,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     }
     let device = device(&config.device.to_string())?;
     let devices = method::devices(config)?;
-    let mut summary = Summary::new(config)?;
+    let mut summary = Summary::new(config, inputs);
     if config.generate.is_some() {
         // The teacher is gone when this returns: the student never shares the device with it.
         doing("generating");
@@ -309,7 +310,8 @@ fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
         &decoder,
         &chat,
         &[conversation],
-        &Summary::new(config)?,
+        // It is not saved: nothing asks what it was made of.
+        &Summary::new(config, String::new()),
     )
 }
 

@@ -71,10 +71,10 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Of a run that has done nothing yet.
-    pub(crate) fn new(config: &RunConfig) -> Result<Summary> {
-        Ok(Summary {
-            inputs: inputs(config)?,
+    /// Of a run that has done nothing yet; `inputs` are its [`inputs`].
+    pub(crate) fn new(config: &RunConfig, inputs: String) -> Summary {
+        Summary {
+            inputs,
             output_dir: config.output_dir.clone(),
             data: None,
             funnel: None,
@@ -96,7 +96,7 @@ impl Summary {
             held_out_loss_after: None,
             samples: Vec::new(),
             export: None,
-        })
+        }
     }
 
     /// Adds what training did.
@@ -262,19 +262,20 @@ impl Summary {
     }
 }
 
-/// The summary of the run in this folder if it is the run this config describes, finished, with its export in place.
-pub(crate) fn finished(config: &RunConfig) -> Result<Option<Summary>> {
+/// The summary of the run in this folder if it is the run this config describes, with these [`inputs`], finished, with its
+/// export in place.
+pub(crate) fn finished(config: &RunConfig, inputs: &str) -> Option<Summary> {
     let Ok(text) = std::fs::read_to_string(json_path(&config.output_dir)) else {
-        return Ok(None);
+        return None;
     };
     let Ok(summary) = serde_json::from_str::<Summary>(&text) else {
-        return Ok(None);
+        return None;
     };
     let in_place = summary
         .export
         .as_ref()
         .is_none_or(|path| path.join("config.json").exists());
-    Ok((in_place && summary.inputs == inputs(config)?).then_some(summary))
+    (in_place && summary.inputs == inputs).then_some(summary)
 }
 
 fn json_path(output_dir: &Path) -> PathBuf {
@@ -282,7 +283,10 @@ fn json_path(output_dir: &Path) -> PathBuf {
 }
 
 /// The effective config and the content of the small files it names; of the weights only name, size and time.
-fn inputs(config: &RunConfig) -> Result<String> {
+///
+/// # Errors
+/// A file of `data.path` cannot be read.
+pub(crate) fn inputs(config: &RunConfig) -> Result<String> {
     let mut parts = vec![config.to_toml()];
     for path in &config.data.path {
         // A data set of the Hub is named by its revision, which is part of the config.
