@@ -16,6 +16,7 @@ pub mod distill;
 pub mod example;
 pub mod export;
 pub mod identity;
+mod journal;
 pub mod method;
 pub mod metrics;
 pub mod mix;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use sysgen_chat::Chat;
 use sysgen_core::config::{BestMetric, ReportTo, SaveStrategy, TrainSection};
 use sysgen_core::measure::process_seconds;
-use sysgen_core::{AppendLog, RunConfig, interrupt};
+use sysgen_core::{RunConfig, interrupt};
 use sysgen_model::{Decoder, Device};
 use sysgen_ops::AdamW;
 
@@ -18,23 +18,17 @@ use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, Progress};
 use crate::example::Example;
 use crate::identity::{Identity, differences};
+use crate::journal::{Journal, mean_of_last_losses};
 use crate::method;
-use crate::metrics::{self, Line};
+use crate::metrics::Line;
 use crate::on_policy::{self, Write, is_on_policy};
 use crate::optim::Optimizer;
 use crate::order::{DataOrder, OrderSettings};
 use crate::pack::best_fit;
-use crate::row_losses::{self, StepRows};
+use crate::row_losses::StepRows;
 use crate::schedule::Schedule;
 use crate::show::Show;
-use crate::tensorboard::EventFile;
 use crate::trainer::Trainer;
-use crate::watch::LossWatch;
-
-/// The losses of this many last logged steps are averaged where a run is summed up.
-const LAST_STEPS: usize = 10;
-/// Rows named where a loss jumps.
-const NAMED_ROWS: usize = 3;
 
 /// What a run works on.
 pub struct Run<'a> {
@@ -154,24 +148,7 @@ impl Run<'_> {
         stop_after: Option<usize>,
     ) -> Result<Outcome> {
         let train = self.train;
-        let metrics_path = self.config.output_dir.join("metrics.jsonl");
-        metrics::keep_until(&metrics_path, (progress.step > 0).then_some(progress.step))?;
-        let rows_path = self.config.output_dir.join(row_losses::FILE);
-        metrics::keep_until(&rows_path, (progress.step > 0).then_some(progress.step))?;
-        let mut log = AppendLog::open(&metrics_path)?;
-        let mut rows_log = AppendLog::open(&rows_path)?;
-        // Losses of the student's own words and of the data's answers are not alike.
-        let mut watches = [LossWatch::default(), LossWatch::default()];
-        for step in row_losses::read(&rows_path)? {
-            watches[usize::from(self.is_on_policy(step.step - 1))].add(step.loss());
-        }
-        let mut events = match train.report_to.contains(&ReportTo::Tensorboard) {
-            true => {
-                let folder = self.config.output_dir.join("runs");
-                Some(EventFile::start(&folder, &metrics::read(&metrics_path)?)?)
-            }
-            false => None,
-        };
+        let mut journal = self.journal(progress.step)?;
         let mut order = self.order();
         let total_steps = order.total_steps();
         let schedule = Schedule {
@@ -188,8 +165,7 @@ impl Run<'_> {
                 tracing::info!("held-out loss before training: {eval_loss:.4}");
             }
             if line.eval_loss.is_some() || line.obedience.is_some() {
-                log.append(&line)?;
-                events.iter_mut().try_for_each(|events| events.add(&line))?;
+                journal.add(&line)?;
             }
         }
         let mut first_step = None;
@@ -251,18 +227,7 @@ impl Run<'_> {
                 losses: report.row_losses,
                 supervised_tokens: batches.iter().flat_map(|b| b.row_targets.clone()).collect(),
             };
-            if let Some(score) = watches[usize::from(on_policy)].add(report.loss) {
-                let worst = step_rows.worst_first().into_iter().take(NAMED_ROWS);
-                let worst: Vec<String> = worst.map(|(row, ..)| row.to_string()).collect();
-                tracing::warn!(
-                    "step {}: the loss {:.3} is {score:.0} standard deviations above the last ones; the rows with the highest: {}",
-                    progress.step,
-                    report.loss,
-                    worst.join(", ")
-                );
-                line.spike_rows = Some(worst);
-            }
-            rows_log.append(&step_rows)?;
+            line.spike_rows = journal.add_rows(&step_rows, report.loss, on_policy)?;
             let every = |steps: usize| steps > 0 && progress.step.is_multiple_of(steps);
             let mut improved = false;
             if every(train.eval_steps) || progress.step == total_steps {
@@ -278,8 +243,7 @@ impl Run<'_> {
                 || line.spike_rows.is_some()
                 || line.skipped_rows.is_some()
             {
-                log.append(&line)?;
-                events.iter_mut().try_for_each(|events| events.add(&line))?;
+                journal.add(&line)?;
             }
             show.step(&line);
             self.refuse_too_many_nonfinite_steps(&line, &progress)?;
@@ -291,8 +255,7 @@ impl Run<'_> {
                 SaveStrategy::Epoch => order.ends_epoch(progress.step),
             };
             if last || stop || best || saves {
-                log.sync()?;
-                rows_log.sync()?;
+                journal.sync()?;
                 let saved = self.save(&trainer, &progress)?;
                 show.saved(&saved);
                 if stop && !last {
@@ -301,7 +264,7 @@ impl Run<'_> {
             }
         }
         show.finish();
-        let lines = metrics::read(&metrics_path)?;
+        let lines = journal.lines()?;
         let best = (train.load_best_model_at_end && progress.best.step > 0)
             .then_some(progress.best.step)
             .filter(|&step| step != progress.step);
@@ -331,6 +294,14 @@ impl Run<'_> {
             best_step: best,
             start_to_first_step_seconds: first_step,
         })))
+    }
+
+    /// What is written down of the run, up to the step it goes on from.
+    fn journal(&self, done: usize) -> Result<Journal> {
+        let tensorboard = self.train.report_to.contains(&ReportTo::Tensorboard);
+        Journal::open(&self.config.output_dir, done, tensorboard, |step| {
+            self.is_on_policy(step)
+        })
     }
 
     fn checkpoint_of(&self, step: usize) -> Result<Checkpoint> {
@@ -483,16 +454,6 @@ pub fn order(config: &RunConfig, train: &TrainSection, examples: &[Example]) -> 
         seed: config.seed,
     };
     DataOrder::new(examples, settings)
-}
-
-fn mean_of_last_losses(lines: &[Line]) -> Option<f64> {
-    let last: Vec<f64> = lines
-        .iter()
-        .rev()
-        .filter_map(|line| line.loss)
-        .take(LAST_STEPS)
-        .collect();
-    (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
 }
 
 /// The held-out rows as batches for [`Trainer::mean_loss`], packed like the training rows.

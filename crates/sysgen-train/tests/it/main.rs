@@ -6,6 +6,7 @@ mod across;
 mod command;
 mod data;
 mod distill;
+mod ending;
 mod export;
 mod fixture;
 mod formats;
@@ -18,7 +19,9 @@ mod memory;
 mod methods;
 mod on_policy;
 mod plan;
+mod rendered;
 mod resume;
+mod running;
 #[path = "../../../sysgen-data/tests/data/server.rs"]
 #[allow(dead_code)]
 mod server;

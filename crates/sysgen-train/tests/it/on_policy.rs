@@ -11,7 +11,7 @@ use sysgen_train::on_policy::{Question, Written};
 use sysgen_train::row_losses;
 
 use crate::fixture::END;
-use crate::resume::{World, bits, train};
+use crate::running::{World, bits, train};
 
 /// The engine, as the program uses it.
 pub(crate) fn write(decoder: &Decoder, questions: &[Question]) -> Result<Vec<Written>> {

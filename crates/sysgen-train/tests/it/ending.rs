@@ -1,0 +1,139 @@
+//! How a run ends, early or at its last step, and which checkpoints it leaves.
+
+use sysgen_core::config::{SaveStrategy, TrainSection};
+use sysgen_train::checkpoint;
+use sysgen_train::metrics::Line;
+
+use crate::running::{World, bits, train};
+
+#[test]
+fn only_the_newest_checkpoints_are_kept() {
+    let world = World::new(TrainSection {
+        save_steps: 3,
+        save_total_limit: 2,
+        ..train()
+    });
+    world.finish();
+    let steps: Vec<usize> = checkpoint::find(world.output.path())
+        .unwrap()
+        .complete
+        .iter()
+        .map(|c| c.state.progress.step)
+        .collect();
+    assert_eq!(steps, [9, 12]);
+}
+
+#[test]
+fn every_epoch_can_be_kept() {
+    let world = World::new(TrainSection {
+        save_strategy: SaveStrategy::Epoch,
+        save_steps: 0,
+        save_total_limit: 0,
+        max_steps: 0,
+        num_train_epochs: 2.5,
+        ..train()
+    });
+    let steps = world.run().order().steps_per_epoch();
+    let last = world.finish().progress.step;
+    assert!(
+        steps > 1 && last > 2 * steps,
+        "{last} steps, {steps} an epoch"
+    );
+    let found = checkpoint::find(world.output.path()).unwrap().complete;
+    let saved: Vec<usize> = found.iter().map(|c| c.state.progress.step).collect();
+    assert_eq!(saved, [steps, 2 * steps, last]);
+}
+
+#[test]
+fn a_finished_run_is_not_trained_again() {
+    let world = World::new(train());
+    let first = world.finish();
+    let again = world.finish();
+    assert_eq!(bits(&first), bits(&again));
+    assert_eq!(first.held_out_after, again.held_out_after);
+    assert_eq!(world.lines().len(), 13);
+}
+
+#[test]
+fn too_many_steps_that_are_not_finite_stop_the_run_and_name_the_rows() {
+    let world = World::new(TrainSection {
+        learning_rate: 1e30,
+        max_grad_norm: 0.0,
+        warmup_steps: 0,
+        max_nonfinite_steps: 2,
+        ..train()
+    });
+    let error = world.go_on(None).err().unwrap().to_string();
+    assert!(
+        error.contains("2 steps")
+            && error.contains("row-")
+            && error.contains("max_nonfinite_steps = 2"),
+        "{error}"
+    );
+    let skipped: Vec<Line> = world
+        .lines()
+        .into_iter()
+        .filter(|line| line.skipped_rows.is_some())
+        .collect();
+    assert_eq!(skipped.len(), 2);
+    assert!(
+        skipped
+            .iter()
+            .all(|line| !line.skipped_rows.as_ref().unwrap().is_empty())
+    );
+}
+
+/// A run whose evaluations get worse from some step on: far too high a learning rate.
+fn worsening() -> TrainSection {
+    TrainSection {
+        learning_rate: 0.3,
+        warmup_steps: 0,
+        max_steps: 30,
+        eval_steps: 1,
+        save_steps: 0,
+        save_total_limit: 1,
+        ..train()
+    }
+}
+
+#[test]
+fn a_run_whose_evaluations_get_worse_stops_early_and_stays_stopped() {
+    let world = World::new(TrainSection {
+        early_stopping_patience: 3,
+        ..worsening()
+    });
+    let finished = world.finish();
+    let progress = &finished.progress;
+    assert!(progress.stopped_early && progress.step < 30, "{progress:?}");
+    assert_eq!(progress.step, progress.best.step + 3);
+    assert_eq!(world.finish().progress.step, progress.step);
+}
+
+#[test]
+fn the_best_model_is_kept_beyond_the_limit_and_taken_at_the_end() {
+    let world = World::new(TrainSection {
+        load_best_model_at_end: true,
+        max_steps: 12,
+        ..worsening()
+    });
+    let finished = world.finish();
+    let best = finished.best_step.expect("the last step is not the best");
+    let lowest = world
+        .lines()
+        .into_iter()
+        .filter(|line| line.step > 0)
+        .min_by(|a, b| a.eval_loss.partial_cmp(&b.eval_loss).unwrap())
+        .unwrap();
+    assert_eq!(best, lowest.step);
+    assert_eq!(finished.held_out_after, lowest.eval_loss);
+    let of_finished = sysgen_train::trainer::mean_loss(&finished.decoder, &world.held_out);
+    assert_eq!(Some(of_finished), lowest.eval_loss);
+    // Interrupted in between, the same model comes out.
+    let stopped = World::new(TrainSection {
+        load_best_model_at_end: true,
+        max_steps: 12,
+        ..worsening()
+    });
+    stopped.go_on(Some(best + 1)).unwrap();
+    assert_eq!(bits(&stopped.finish()), bits(&finished));
+}
