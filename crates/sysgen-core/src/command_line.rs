@@ -21,6 +21,15 @@ pub struct RunArguments {
     /// Overrides one key, for example `--set data.limit=100`; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Reads only so many rows: `--set data.limit=N`.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Takes the rows in random order: `--set data.shuffle=true`.
+    #[arg(long)]
+    pub shuffle: bool,
+    /// Stops at a row that cannot be used: `--set data.strict=true`.
+    #[arg(long)]
+    pub strict: bool,
     /// Prints the effective config and does nothing else.
     #[arg(long)]
     pub dry_run: bool,
@@ -38,7 +47,12 @@ impl RunArguments {
     /// # Errors
     /// Those of the config, and those of `work`.
     pub fn run(&self, work: impl FnOnce(&RunConfig) -> Result<()>) -> Result<()> {
-        let config = RunConfig::load(&self.config, &self.overrides)?;
+        let mut overrides = self.overrides.clone();
+        overrides.extend(self.limit.map(|limit| format!("data.limit={limit}")));
+        let set = |given: bool, key: &str| given.then(|| format!("data.{key}=true"));
+        overrides.extend(set(self.shuffle, "shuffle"));
+        overrides.extend(set(self.strict, "strict"));
+        let config = RunConfig::load(&self.config, &overrides)?;
         if self.dry_run {
             tell(config.to_toml().trim_end());
             return Ok(());

@@ -119,6 +119,18 @@ fn card(
     card
 }
 
+/// How a reply was drawn, in the words of the config.
+fn drawn(temperature: f64, top_p: f64, top_k: usize, max_tokens: usize) -> String {
+    let mut said = format!("temperature {temperature}");
+    if top_p < 1.0 {
+        let _ = write!(said, ", top p {top_p}");
+    }
+    if top_k > 0 {
+        let _ = write!(said, ", top k {top_k}");
+    }
+    said + &format!(", at most {max_tokens} tokens")
+}
+
 fn method(generate: &GenerateSection, model: &str) -> String {
     let GenerateSection {
         draft,
@@ -132,24 +144,44 @@ fn method(generate: &GenerateSection, model: &str) -> String {
             verify.threshold
         ),
         VerifyMethod::Generate => format!(
-            "in writing: temperature {}, at most {} tokens",
-            verify.temperature, verify.max_tokens
+            "in writing: {}",
+            drawn(
+                verify.temperature,
+                verify.top_p,
+                verify.top_k,
+                verify.max_tokens
+            )
         ),
     };
     let mut text = format!(
         "\n## Method\n\n`{model}` wrote everything, in four phases:\n\n\
-         1. **draft**: a system message for the question and answer, every phrase in one of eight tags; temperature {}, at most {} tokens, {} more attempts. Prompt: `prompts/draft.txt`.\n\
+         1. **draft**: a system message for the question and answer, every phrase in one of eight tags; {}, {}. Prompt: `prompts/draft.txt`.\n\
          2. **filter**: only well-formed phrases stay, in the order Role, Content, Task, Action, Style, Background, Tool, Format.\n\
          3. **verify**: every tag is judged {verified}. Prompt: `prompts/verify.txt`.\n",
-        draft.temperature, draft.max_tokens, draft.retries
+        drawn(
+            draft.temperature,
+            draft.top_p,
+            draft.top_k,
+            draft.max_tokens
+        ),
+        match draft.retries {
+            0 => "once".to_string(),
+            1 => "and once more where nothing usable came out".to_string(),
+            more => format!("and up to {more} times more where nothing usable came out"),
+        }
     );
     if generate.variant == Variant::OriginalAnswer {
         text.push_str("4. **respond** was left out: the answers are the original ones.\n");
     } else {
         let _ = writeln!(
             text,
-            "4. **respond**: the question is answered again under the system message; temperature {}, at most {} tokens.",
-            respond.temperature, respond.max_tokens
+            "4. **respond**: the question is answered again under the system message; {}.",
+            drawn(
+                respond.temperature,
+                respond.top_p,
+                respond.top_k,
+                respond.max_tokens
+            )
         );
     }
     text

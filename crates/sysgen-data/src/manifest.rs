@@ -173,7 +173,7 @@ impl fmt::Display for Funnel {
             line("  - beyond data.limit", read.beyond_limit, None)?;
         }
         if read.rows != read.used {
-            line("conversations", read.used, None)?;
+            line("conversations, a row for each answer", read.used, None)?;
         }
         line("rows for the phases", read.rows, None)?;
         for (name, phase) in [

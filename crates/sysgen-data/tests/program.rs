@@ -57,6 +57,13 @@ fn quiet_says_nothing_and_a_dry_run_writes_nothing() {
     let folder = TempDir::new().unwrap();
     let dry = generate(folder.path(), &["--dry-run"]);
     assert!(dry.status.success() && said(&dry).contains("batch_size = 64"));
+    let short = generate(
+        folder.path(),
+        &["--dry-run", "--limit", "3", "--shuffle", "--strict"],
+    );
+    for line in ["limit = 3", "shuffle = true", "strict = true"] {
+        assert!(said(&short).contains(line), "{}", said(&short));
+    }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     let quiet = generate(folder.path(), &["-q"]);
     assert!(quiet.status.success());

@@ -142,6 +142,7 @@ impl Export<'_> {
             .as_object()
             .into_iter()
             .flatten()
+            .filter(|(_, value)| !value.is_null())
             .map(|(key, value)| {
                 format!(
                     "| {key} | {} |",

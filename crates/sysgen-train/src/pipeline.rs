@@ -287,9 +287,12 @@ fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
             .next_back(),
         Some(path) => Some(checkpoint::open(path)?),
     };
+    // It is not saved: nothing asks what it was made of.
+    let mut summary = Summary::new(config, String::new());
     let decoder = match &newest {
         Some(checkpoint) => {
             tracing::info!("exporting {}", checkpoint.path.display());
+            summary.add_checkpoint(checkpoint)?;
             checkpoint::load_decoder(checkpoint, device, || method::load_base(config, device))?
         }
         None => {
@@ -305,14 +308,7 @@ fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
         Message::user("Hello"),
         Message::assistant("Hello, how can I help?"),
     ];
-    write_export(
-        config,
-        &decoder,
-        &chat,
-        &[conversation],
-        // It is not saved: nothing asks what it was made of.
-        &Summary::new(config, String::new()),
-    )
+    write_export(config, &decoder, &chat, &[conversation], &summary)
 }
 
 fn write_export(

@@ -11,6 +11,7 @@ use sysgen_core::files::write_atomically;
 use sysgen_core::hash::{hash_bytes, hash_file};
 use sysgen_core::measure::peak_rss_mib;
 use sysgen_core::tell::duration;
+use sysgen_train::checkpoint::Checkpoint;
 use sysgen_train::example::Examples;
 use sysgen_train::export::{EXAMPLE_QUESTION, usage};
 use sysgen_train::metrics;
@@ -118,6 +119,19 @@ impl Summary {
         self.train_loss = finished.train_loss;
         self.held_out_loss_before = finished.held_out_before;
         self.held_out_loss_after = finished.held_out_after;
+    }
+
+    /// Adds what was known of the model when this checkpoint was written.
+    pub(crate) fn add_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.steps = checkpoint.state.progress.step;
+        let metrics = checkpoint.path.with_file_name("metrics.jsonl");
+        if metrics.exists() {
+            let lines = metrics::read(&metrics)?;
+            let loss = |step| lines.iter().find(|line| line.step == step)?.eval_loss;
+            self.held_out_loss_before = loss(0);
+            self.held_out_loss_after = loss(self.steps);
+        }
+        Ok(())
     }
 
     /// For a person.

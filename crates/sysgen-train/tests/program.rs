@@ -21,10 +21,16 @@ fn root() -> PathBuf {
 
 /// The quickstart made small, into `output`, with further `--set`s.
 fn quickstart(output: &Path, sets: &[&str]) -> Command {
+    with_quickstart(&[], output, sets)
+}
+
+/// A command on the small quickstart.
+fn with_quickstart(subcommand: &[&str], output: &Path, sets: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
     command
         .current_dir(root())
         .env("NO_COLOR", "1")
+        .args(subcommand)
         .args(["--config", CONFIG]);
     let mut set = |value: String| {
         command.args(["--set", &value]);

@@ -276,11 +276,14 @@ fn explain(error: ApiError, data: &DataSection) -> anyhow::Error {
             "the Hub refuses access; set HF_TOKEN to a token that may read it (and accept its conditions on its page)"
         ),
         Some(404) => anyhow!(
-            "the Hub knows no such data set, or no revision {:?} of it; a private one needs HF_TOKEN",
+            "no file of that name is here, and the Hub knows no such data set, or no revision {:?} of it; a private one needs HF_TOKEN",
             data.revision
         ),
-        _ => anyhow!(
-            "the Hub does not answer ({error}); check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use the cache"
+        Some(status) => {
+            anyhow!("the Hub answers with status {status}; run the same command again later")
+        }
+        None => anyhow!(
+            "no file of that name is here, and the Hub does not answer ({error}); check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use the cache"
         ),
     }
 }

@@ -11,6 +11,7 @@ use sysgen_data::input::{read_records, with_local_files};
 
 use crate::hub_server::hub;
 use crate::scripted::Bench;
+use crate::server::{Response, Server};
 
 fn rows(set: &str, count: usize) -> Vec<u8> {
     (0..count)
@@ -75,10 +76,14 @@ fn a_data_set_is_downloaded_once_and_found_offline() {
     assert_eq!(questions(&config, &offline).unwrap(), read);
     let error = questions(&config, &online).unwrap_err();
     assert!(
-        error.contains("data.path: openai/gsm8k: the Hub does not answer")
-            && error.contains("HF_HUB_OFFLINE=1"),
+        error.contains(
+            "data.path: openai/gsm8k: no file of that name is here, and the Hub does not answer"
+        ) && error.contains("HF_HUB_OFFLINE=1"),
         "{error}"
     );
+    let busy = Server::start(|_| Response::new(503, "busy"));
+    let error = questions(&config, &environment(&busy.url, &cache)).unwrap_err();
+    assert!(error.contains("the Hub answers with status 503"), "{error}");
     let elsewhere = environment("http://127.0.0.1:1", &bench.folder.path().join("empty"));
     let empty = Environment {
         hub_offline: true,
