@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
 use sysgen_core::RunConfig;
 use sysgen_core::hash::hash_file;
@@ -76,9 +76,12 @@ impl DataSet {
     /// A run that has not written it yet.
     pub fn of_config(config: &RunConfig) -> Result<DataSet> {
         let path = dataset_path(config);
-        DataSet::open(&path).with_context(
-            || "the config's data set is not complete; generate it first, with the same config",
-        )
+        ensure!(
+            path.exists(),
+            "{} is not there yet; generate it first: `sysgen-data` with the same config",
+            path.display()
+        );
+        DataSet::open(&path)
     }
 
     /// The folder of the data set.

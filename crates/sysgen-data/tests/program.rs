@@ -64,6 +64,11 @@ fn quiet_says_nothing_and_a_dry_run_writes_nothing() {
     for line in ["limit = 3", "shuffle = true", "strict = true"] {
         assert!(said(&short).contains(line), "{}", said(&short));
     }
+    let early = said(&generate(folder.path(), &["stats"]));
+    assert!(
+        early.contains("data/dataset.jsonl is not there yet"),
+        "{early}"
+    );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     let quiet = generate(folder.path(), &["-q"]);
     assert!(quiet.status.success());
