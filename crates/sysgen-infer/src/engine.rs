@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use sysgen_model::{Decoder, Device, KvCache, cache_budget};
+use sysgen_ops::awake;
 
 use crate::choose::Choosing;
 use crate::generate::Generation;
@@ -180,7 +181,7 @@ impl Engine {
     /// One pass through the model; the requests that ended in it.
     pub fn step(&mut self) -> Vec<(RequestId, Result<Outcome, Refused>)> {
         let ended = match self.on_pool {
-            true => rayon::scope(|_| self.schedule.step()),
+            true => awake(|| self.schedule.step()),
             false => self.schedule.step(),
         };
         let gathered = ended.into_iter().filter_map(|(id, ended)| {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sysgen_ops::distribution::{exponentials, largest, log_sum_exp};
+use sysgen_ops::distribution::{exponentials, largest, log_sum_exp, place_of};
 
 use crate::request::{Sampling, TokenLogProbability};
 
@@ -52,7 +52,7 @@ impl Sampler {
             (logits, best)
         };
         let id = if self.sampling.temperature <= 0.0 {
-            first_equal(logits, largest)
+            place_of(logits, largest).expect("the largest is one of them")
         } else {
             let uniform: f64 = self.random.random();
             self.pick(logits, largest, uniform)
@@ -162,13 +162,6 @@ pub(crate) fn log_probability(logits: &[f32], id: u32, top: usize) -> Option<Tok
             .map(|id| (id as u32, of(id)))
             .collect(),
     })
-}
-
-/// The lowest id with this logit.
-fn first_equal(logits: &[f32], largest: f32) -> usize {
-    let mut same = logits.iter().map(|&logit| logit == largest);
-    same.position(|same| same)
-        .expect("the largest is one of them")
 }
 
 /// The ids of the `count` highest numbers, the highest first, equals by id.

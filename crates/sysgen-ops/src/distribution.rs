@@ -12,6 +12,14 @@ pub fn largest(values: &[f32]) -> Option<f32> {
     (ordered && largest.is_finite()).then_some(largest)
 }
 
+/// The first place of `value`, if there is one.
+pub fn place_of(values: &[f32], value: f32) -> Option<usize> {
+    let mut chunks = values.chunks(CHUNK).enumerate();
+    let (number, chunk) = chunks.find(|(_, chunk)| holds(chunk, value))?;
+    let place = chunk.iter().position(|&other| other == value)?;
+    Some(number * CHUNK + place)
+}
+
 /// `exp((value − offset) · scale)` of each value, into `weights`.
 pub fn exponentials(values: &[f32], offset: f32, scale: f32, weights: &mut Vec<f32>) {
     weights.clear();
@@ -52,6 +60,10 @@ vectorised! {
         (largest, ordered == [true; LANES])
     }
 
+    fn holds(values: &[f32], value: f32) -> bool {
+        values.iter().fold(false, |found, &other| found | (other == value))
+    }
+
     fn weigh(values: &[f32], offset: f32, scale: f32, weights: &mut [f32]) {
         for (weight, &value) in weights.iter_mut().zip(values) {
             *weight = exp((value - offset) * scale);
@@ -87,6 +99,11 @@ mod tests {
                 .collect();
             let top = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(largest(&values), Some(top));
+            assert_eq!(
+                place_of(&values, top),
+                values.iter().position(|&v| v == top)
+            );
+            assert_eq!(place_of(&values, 10.0), None);
             let exact = values.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
             assert!((log_sum_exp(&values, top) - exact).abs() < 1e-6);
             let mut weights = Vec::new();

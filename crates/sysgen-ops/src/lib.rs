@@ -6,6 +6,7 @@
 
 mod adamw;
 mod attention;
+mod awake;
 mod backward;
 mod cross_entropy;
 #[cfg(feature = "cube")]
@@ -42,6 +43,7 @@ pub use adamw::{
 pub use attention::{
     AttentionShape, BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape, Segments, attention,
 };
+pub use awake::awake;
 pub use backward::backward;
 pub use cross_entropy::linear_cross_entropy;
 pub use distill::{Distillation, Divergence, Teacher, TopK, linear_distillation};

@@ -219,6 +219,7 @@ pub(crate) unsafe fn block<T: Number>(
                         n: width,
                         k: taken,
                         accumulate: accumulate || depth > 0,
+                        ahead: None,
                     }
                     .run();
                 }

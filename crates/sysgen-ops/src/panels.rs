@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::lines::with_scratch;
 use crate::pack::Number;
-use crate::product::{MAX_TILE_COLUMNS, Product, Shared, TILE_ROWS};
+use crate::product::{Ahead, MAX_TILE_COLUMNS, Product, Shared, TILE_ROWS};
 
 /// Outputs of a panel.
 pub(crate) const WIDTH: usize = MAX_TILE_COLUMNS;
@@ -39,6 +39,16 @@ pub(crate) struct Weight<'a> {
 pub(crate) enum Panels<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+}
+
+impl Panels<'_> {
+    /// What is read first from a number on.
+    fn ahead(&self, first: usize) -> Ahead {
+        match self {
+            Panels::F32(panels) => Ahead::new(&panels[first..]),
+            Panels::Bf16(panels) => Ahead::new(&panels[first..]),
+        }
+    }
 }
 
 impl Weight<'_> {
@@ -96,15 +106,21 @@ pub(crate) fn project(x: &[f32], input: usize, weights: &[Weight]) -> Vec<Vec<f3
         let rows = block_rows.min(rows - row);
         let (from, end) = (count * group / groups, count * (group + 1) / groups);
         let mut first = 0;
-        for (weight, &c) in weights.iter().zip(&targets) {
+        for (number, (weight, &c)) in weights.iter().zip(&targets).enumerate() {
             let next = first + weight.count();
             if from < next && end > first {
+                // A thread mostly goes on with the next block, or with the next weight in this one.
+                let ahead = match end < next {
+                    true => Some(weight.panels.ahead((end - first) * input * WIDTH)),
+                    false => weights.get(number + 1).map(|weight| weight.panels.ahead(0)),
+                };
                 let block = Block {
                     row,
                     rows,
                     panels: from.max(first) - first..end.min(next) - first,
                     sizes: [input, weight.output],
                     accumulate: weight.bias.is_some(),
+                    ahead,
                 };
                 // SAFETY: c is [rows, output] and tasks own disjoint blocks of it; x and panels hold theirs, as asserted.
                 unsafe {
@@ -138,6 +154,8 @@ struct Block {
     /// `[input, output]`
     sizes: [usize; 2],
     accumulate: bool,
+    /// What is likely read after it.
+    ahead: Option<Ahead>,
 }
 
 impl Block {
@@ -155,20 +173,33 @@ impl Block {
         let scratch = if widened { depth_step * WIDTH } else { 0 };
         with_scratch([0, scratch], |[_, wide]| {
             // Few rows look at a panel to its end, many stay with their part of the inner dimension.
-            let depths = |panel: usize| {
-                (0..input)
-                    .step_by(depth_step)
-                    .map(move |depth| (panel, depth))
+            let parts = input.div_ceil(depth_step);
+            let place = |number: usize| {
+                let (panel, part) = match few {
+                    true => (number / parts, number % parts),
+                    false => (number % self.panels.len(), number / self.panels.len()),
+                };
+                (self.panels.start + panel, part * depth_step)
             };
-            let mut block = |(panel, depth): (usize, usize)| {
+            let source = |(panel, depth): (usize, usize)| {
                 let taken = depth_step.min(input - depth);
-                let source = &panels[(panel * input + depth) * WIDTH..][..taken * WIDTH];
-                let b = match T::in_place(source) {
-                    Some(source) => source.as_ptr(),
+                &panels[(panel * input + depth) * WIDTH..][..taken * WIDTH]
+            };
+            let count = self.panels.len() * parts;
+            for number in 0..count {
+                let (panel, depth) = place(number);
+                let numbers = source((panel, depth));
+                let k = numbers.len() / WIDTH;
+                let b = match T::in_place(numbers) {
+                    Some(numbers) => numbers.as_ptr(),
                     None => {
-                        T::copy(source, WIDTH, taken, WIDTH, wide, WIDTH);
+                        T::copy(numbers, WIDTH, k, WIDTH, wide, WIDTH);
                         wide.as_ptr()
                     }
+                };
+                let ahead = match number + 1 < count {
+                    true => Some(Ahead::new(source(place(number + 1)))),
+                    false => self.ahead,
                 };
                 let column = panel * WIDTH;
                 // SAFETY: the caller vouches for c; the block's rows and columns lie in it.
@@ -184,19 +215,11 @@ impl Block {
                         c_row: output,
                         m: self.rows,
                         n: WIDTH.min(output - column),
-                        k: taken,
+                        k,
                         accumulate: self.accumulate || depth > 0,
+                        ahead,
                     }
                     .run();
-                }
-            };
-            if few {
-                self.panels.clone().flat_map(depths).for_each(&mut block);
-            } else {
-                for depth in (0..input).step_by(depth_step) {
-                    for panel in self.panels.clone() {
-                        block((panel, depth));
-                    }
                 }
             }
         });

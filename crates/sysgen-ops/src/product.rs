@@ -5,10 +5,14 @@
 
 use pulp::{MemMask, Simd, WithSimd};
 
+use crate::simd::prefetch;
+
 /// Columns of C that one register tile covers at most: 3 vectors of 16 (AVX-512).
 pub(crate) const MAX_TILE_COLUMNS: usize = 48;
 /// Rows of A that lie side by side when it is packed.
 pub(crate) const TILE_ROWS: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// `C[m, n] += A[m, k] · B[k, n]`, or `=` without `accumulate`.
 ///
@@ -28,6 +32,25 @@ pub(crate) struct Product {
     pub(crate) n: usize,
     pub(crate) k: usize,
     pub(crate) accumulate: bool,
+    /// What is read after this, to be fetched meanwhile.
+    pub(crate) ahead: Option<Ahead>,
+}
+
+/// Memory that is fetched into the second-level cache while a product is computed: all of it where the product has rows
+/// enough, from its beginning on where it has fewer.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    first: *const u8,
+    lines: usize,
+}
+
+impl Ahead {
+    pub(crate) fn new<T>(numbers: &[T]) -> Ahead {
+        Ahead {
+            first: numbers.as_ptr().cast(),
+            lines: size_of_val(numbers).div_ceil(LINE),
+        }
+    }
 }
 
 impl Product {
@@ -154,7 +177,15 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize, const PACKED: bool, cons
         let mut a =
             p.a.add(row / TILE_ROWS * p.a_tile + row % TILE_ROWS * a_row);
         let mut b = p.b.add(column);
+        // The first rows wait for B itself; each tile of later ones fetches as many lines as it takes steps.
+        let fetched = (row / M).wrapping_sub(1).wrapping_mul(p.k);
+        let (mut ahead, ahead_step) = match p.ahead {
+            Some(Ahead { first, lines }) if fetched < lines => (first.add(fetched * LINE), LINE),
+            _ => (b.cast(), 0),
+        };
         for _ in 0..p.k {
+            prefetch(ahead);
+            ahead = ahead.wrapping_add(ahead_step);
             let mut right = [simd.splat_f32s(0.0); V];
             for (v, right) in right.iter_mut().enumerate() {
                 *right = load(b, v);
@@ -226,6 +257,7 @@ mod tests {
                     n,
                     k,
                     accumulate: true,
+                    ahead: Some(Ahead::new(&b)),
                 };
                 // SAFETY: the vectors above have these sizes.
                 unsafe { product.run() };

@@ -50,6 +50,19 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
+/// Asks for the cache line at `address`, which may be any. A hint: nothing waits for it, and nothing where the CPU has none.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// `values *= factor`, on all cores.
 pub(crate) fn scale(values: &mut [f32], factor: f32) {
     values.par_chunks_mut(TASK).for_each(|values| {

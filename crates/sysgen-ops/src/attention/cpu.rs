@@ -95,6 +95,7 @@ impl Fused for Attention {
                         n: self.size,
                         k: width,
                         accumulate: false,
+                        ahead: None,
                     }
                     .run();
                     for (index, scale) in scale[..block.queries()].iter().enumerate() {
@@ -165,6 +166,7 @@ impl Fused for Attention {
                         n: self.size,
                         k: width,
                         accumulate: false,
+                        ahead: None,
                     };
                     scores_times(&k[low..], dq.at(at)).run();
                     let transposed_times = |a: &[f32], b: &[f32], c: *mut f32| Product {
@@ -180,6 +182,7 @@ impl Fused for Attention {
                         n: self.size,
                         k: queries,
                         accumulate: true,
+                        ahead: None,
                     };
                     transposed_times(d_scores, &q[at..], dk.at(low)).run();
                     transposed_times(weights, &pass.gradient[at..], dv.at(low)).run();
@@ -259,6 +262,7 @@ impl Attention {
             n: block.keys(),
             k: self.size,
             accumulate: false,
+            ahead: None,
         };
         // SAFETY: x has the block's rows, `transposed` is [size, time], `scores` [queries, keys].
         unsafe { product.run() };

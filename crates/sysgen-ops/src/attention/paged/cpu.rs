@@ -14,6 +14,8 @@ use crate::simd::{exp, max, sum, tanh, vectorised};
 
 /// Multiply-adds below which waking other threads costs more than it gives.
 const PARALLEL_WORK: usize = 1 << 17;
+/// Numbers below which keys and values are written by one thread.
+const PARALLEL_WRITE: usize = 1 << 12;
 /// Positions of a task: they share what is read of the cache.
 const POSITIONS: usize = 8;
 /// Tasks for each thread, so that none waits long for the last one.
@@ -46,22 +48,32 @@ pub(super) fn write(
         ..
     } = shape;
     let [new_keys, new_values] = new;
-    let mut at = 0;
-    for run in runs {
-        for position in run.start..run.start + run.tokens {
-            let block = run.blocks[position / block_size] as usize;
-            let offset = position % block_size;
-            for head in 0..kv_heads {
+    let (held_keys, held_values) = (Shared(keys.as_mut_ptr()), Shared(values.as_mut_ptr()));
+    let head = |head: usize| {
+        let mut at = head * head_size;
+        for run in runs {
+            for position in run.start..run.start + run.tokens {
+                let block = run.blocks[position / block_size] as usize;
+                let offset = position % block_size;
                 let start = (block * kv_heads + head) * block_size * head_size;
-                let columns = keys[start..][..block_size * head_size].chunks_exact_mut(block_size);
+                // SAFETY: the blocks are in the cache, as `PagedCache` asserts, and each task has a head of them to itself.
+                let [keys, values] = [held_keys, held_values].map(|held| unsafe {
+                    std::slice::from_raw_parts_mut(held.at(start), block_size * head_size)
+                });
+                let columns = keys.chunks_exact_mut(block_size);
                 for (column, &number) in columns.zip(&new_keys[at..at + head_size]) {
                     column[offset] = number;
                 }
-                values[start + offset * head_size..][..head_size]
+                values[offset * head_size..][..head_size]
                     .copy_from_slice(&new_values[at..at + head_size]);
-                at += head_size;
+                at += kv_heads * head_size;
             }
         }
+    };
+    if new_keys.len() < PARALLEL_WRITE {
+        (0..kv_heads).for_each(head);
+    } else {
+        (0..kv_heads).into_par_iter().for_each(head);
     }
 }
 
