@@ -251,6 +251,30 @@ mod tests {
     }
 
     #[test]
+    fn every_step_of_every_parameter_is_rounded_by_bits_of_its_own() {
+        let settings = AdamW {
+            learning_rate: 0.5,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            rounding_seed: 0,
+        };
+        let mut optimizer = Optimizer::new(&[], settings);
+        let mut seeds = std::collections::BTreeSet::new();
+        for (seed, updates) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)] {
+            (optimizer.seed, optimizer.updates) = (seed, updates);
+            for place in 0..3 {
+                let found = optimizer.rounding_seed(place);
+                assert_eq!(found, optimizer.rounding_seed(place));
+                seeds.insert(found);
+            }
+        }
+        // The same bits at every step would move a weight the same way each time, and not be right on average.
+        assert_eq!(seeds.len(), 18);
+    }
+
+    #[test]
     fn the_clip_only_ever_shrinks() {
         assert_eq!(clip_coefficient(0.5, 1.0), 1.0);
         assert!((clip_coefficient(4.0, 1.0) - 1.0 / 4.000001).abs() < 1e-15);
