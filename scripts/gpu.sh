@@ -2,7 +2,7 @@
 # What a GPU does with SysGen, beside PyTorch, transformers and peft on the same GPU: whether it computes right, and how fast.
 #
 #   scripts/gpu.sh                                all of it, at most nine minutes; the same command goes on where it stopped
-#   scripts/gpu.sh parity|matmul|train|decode     one part of it
+#   scripts/gpu.sh parity|matmul|train|decode     one part of it; the first time most of it is compiling and choosing kernels
 #   scripts/gpu.sh train --again                  figures that are there are measured again
 #   scripts/gpu.sh --tiny                         the script itself, on the CPU with tiny models
 #

@@ -94,7 +94,7 @@ impl Engine {
         let config = &decoder.config;
         let max_length = options.max_length.min(config.max_position_embeddings);
         let device = decoder.device();
-        let block_bytes = options.block_size * KvCache::bytes_per_position(config);
+        let block_bytes = options.block_size * KvCache::bytes_per_position(decoder);
         let wanted = options
             .max_num_seqs
             .saturating_mul(max_length.div_ceil(options.block_size));
@@ -107,7 +107,7 @@ impl Engine {
             max_length,
             ..options
         };
-        let cache = KvCache::new(config, blocks, options.block_size, &device);
+        let cache = KvCache::new(decoder, blocks, options.block_size);
         Engine {
             schedule: Schedule::new(decoder.clone(), cache, options),
             options,

@@ -1,10 +1,10 @@
 //! Keys and values of the texts being decoded, in blocks of a fixed number of positions. Whose blocks they are is the
 //! caller's to know: a text is a list of blocks, and two texts may list the same one.
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use sysgen_ops::{PagedCache, PagedShape};
 
-use crate::config::ModelConfig;
+use crate::decoder::Decoder;
 use crate::device::free_gpu_memory;
 
 /// Taken for a cache where nothing tells how much memory there is.
@@ -19,18 +19,19 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// A cache on `device` for `blocks` blocks of `block_size` positions.
+    /// A cache beside `decoder`, in its dtype, for `blocks` blocks of `block_size` positions.
     ///
     /// # Panics
     /// `block_size` is not a positive multiple of [`sysgen_ops::BLOCK_MULTIPLE`].
-    pub fn new(config: &ModelConfig, blocks: usize, block_size: usize, device: &Device) -> KvCache {
+    pub fn new(decoder: &Decoder, blocks: usize, block_size: usize) -> KvCache {
+        let (config, device) = (&decoder.config, decoder.device());
         let shape = PagedShape {
             blocks,
             block_size,
             kv_heads: config.kv_heads,
             head_size: config.head_dim,
         };
-        let layer = || PagedCache::new(shape, device, DType::F32);
+        let layer = || PagedCache::new(shape, &device, decoder.dtype());
         KvCache {
             block_size,
             blocks,
@@ -49,8 +50,9 @@ impl KvCache {
     }
 
     /// Bytes of keys and values that one position takes in all layers.
-    pub fn bytes_per_position(config: &ModelConfig) -> usize {
-        2 * config.layers * config.kv_heads * config.head_dim * size_of::<f32>()
+    pub fn bytes_per_position(decoder: &Decoder) -> usize {
+        let config = &decoder.config;
+        2 * config.layers * config.kv_heads * config.head_dim * decoder.dtype().size()
     }
 }
 

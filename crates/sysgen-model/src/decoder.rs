@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sysgen_ops::{AttentionShape, LinearWeight, Segments};
@@ -20,8 +20,9 @@ use crate::save::{self, ExportDtype};
 use crate::tokens::Tokens;
 use crate::weights::{Layer, Source, Weights};
 
-/// A language model of one of the supported families. Every op computes in f32; matrices are f32 or, on the CPU, bf16, from
-/// which products widen them as they go, with the bits of an f32 copy.
+/// A language model of one of the supported families. On the CPU every op computes in f32; matrices are f32 or bf16, from which
+/// products widen them as they go, with the bits of an f32 copy. On a device the matrices' format is that of everything
+/// between them, too ([`Decoder::dtype`]).
 #[derive(Clone, Debug)]
 pub struct Decoder {
     /// What `config.json` says.
@@ -41,7 +42,7 @@ impl Decoder {
         Decoder::load_as(dir, device, WeightDtype::F32)
     }
 
-    /// As [`Decoder::load`], with matrices kept in `dtype`; on a GPU they are f32 whatever it says.
+    /// As [`Decoder::load`], with matrices kept in `dtype`.
     ///
     /// # Errors
     /// As [`Decoder::load`].
@@ -129,6 +130,17 @@ impl Decoder {
         self.weights.embedding.device()
     }
 
+    /// The one dtype policy: what hidden states, queries, keys and values are. f32 on the CPU; on a device the format of the
+    /// embedding table, so that a product reads weights as they are kept. Everywhere sums, norms and their weights, biases,
+    /// adapters, softmax, losses, the gradients of parameters and the optimizer are f32.
+    pub fn dtype(&self) -> DType {
+        let cpu = self.device() == Device::flex();
+        match &self.weights.embedding {
+            LinearWeight::Dense(table) if !cpu => table.dtype(),
+            _ => DType::F32,
+        }
+    }
+
     /// The residual stream after the final norm.
     ///
     /// # Shapes
@@ -148,9 +160,9 @@ impl Decoder {
         stages
     }
 
-    /// Head and final soft-cap on hidden states `[.., dim]`: logits `[.., vocab]`.
+    /// Head and final soft-cap on hidden states `[.., dim]`: logits `[.., vocab]`, in f32.
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        let logits = self.head_weight().project(hidden, None);
+        let logits = self.head_weight().logits(hidden);
         match self.config.final_softcap {
             Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
             None => logits,

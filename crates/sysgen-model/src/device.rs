@@ -1,7 +1,7 @@
 //! Which device computes: the words a configuration may use, turned into a Burn device.
 
 use anyhow::{Result, bail};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 use crate::cuda::{self, cuda_needs};
 use crate::memory;
@@ -29,6 +29,11 @@ pub fn device(spec: &str) -> Result<Device> {
             cuda(index)
         }
     }
+}
+
+/// Whether weights in bf16 can be kept on it, and computed with.
+pub fn has_bf16(device: &Device) -> bool {
+    *device == Device::flex() || device.supports_dtype(DType::BF16)
 }
 
 /// What computes, for a person: `cpu`, or the GPU's index, name and memory.

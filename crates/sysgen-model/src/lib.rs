@@ -38,7 +38,7 @@ pub use checkpoint::stored_dtype;
 pub use config::{Activation, Biases, Family, ModelConfig, SUPPORTED, StoredDtype};
 pub use cuda::{Need, cuda_needs};
 pub use decoder::Decoder;
-pub use device::{device, device_name, device_names};
+pub use device::{device, device_name, device_names, has_bf16};
 pub use encoder::{Encoder, EncoderConfig, EncoderFamily, SUPPORTED_ENCODERS};
 pub use ids::{Ids, read_ids};
 pub use memory::{OutOfMemory, catch_out_of_memory, doing, out_of_memory};

@@ -2,6 +2,8 @@
 
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData, bf16};
 
+use crate::device::has_bf16;
+
 /// A parameter under its name in the checkpoint, such as `model.layers.0.self_attn.q_proj.weight`.
 #[derive(Clone, Debug)]
 pub struct Parameter {
@@ -24,11 +26,12 @@ pub enum WeightDtype {
 }
 
 impl WeightDtype {
-    /// What of it the device can do: the weights of a GPU are f32, for now.
+    /// What of it the device can do: one without bf16 has f32.
     pub(crate) fn on(self, device: &Device) -> WeightDtype {
-        match *device == Device::flex() {
-            true => self,
-            false => WeightDtype::F32,
+        if has_bf16(device) {
+            self
+        } else {
+            WeightDtype::F32
         }
     }
 }
@@ -73,6 +76,14 @@ impl Weight {
         match self {
             Weight::Vector(tensor) => tensor.dtype() == DType::BF16,
             Weight::Matrix(tensor) => tensor.dtype() == DType::BF16,
+        }
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        match self {
+            Weight::Vector(tensor) => tensor.device(),
+            Weight::Matrix(tensor) => tensor.device(),
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use burn::tensor::{Device, Distribution, Tensor};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, StoredDtype};
 use crate::decoder::Decoder;
 use crate::names::{Entry, Kind, entries};
 use crate::parameter::{Weight, WeightDtype};
@@ -34,7 +34,7 @@ impl Origin {
 
 impl Decoder {
     /// A model directory with its weights; or, of a directory that holds only `config.json`, or of such a file itself, an
-    /// untrained model of that shape in f32.
+    /// untrained model of that shape ([`Decoder::random_on_device`]).
     ///
     /// # Errors
     /// As [`Decoder::load`].
@@ -54,23 +54,34 @@ impl Decoder {
             ModelConfig::from_directory(path)?
         };
         Ok((
-            Decoder::random_on_device(config, seed, device),
+            Decoder::random_on_device(config, seed, device, dtype),
             Origin::Random,
         ))
     }
 
-    /// As [`Decoder::random`], but drawn by the device itself: the host never holds a weight. Another device draws other
-    /// numbers. On the CPU it is [`Decoder::random`].
-    pub fn random_on_device(config: ModelConfig, seed: u64, device: &Device) -> Decoder {
+    /// As [`Decoder::random_as`], but drawn by the device itself: the host never holds a weight. Another device draws other
+    /// numbers. On the CPU it is [`Decoder::random_as`]. What has no files is bf16 with [`WeightDtype::Auto`] where its
+    /// `config.json` says so, on a device.
+    pub fn random_on_device(
+        config: ModelConfig,
+        seed: u64,
+        device: &Device,
+        dtype: WeightDtype,
+    ) -> Decoder {
         if *device == Device::flex() {
-            return Decoder::random(config, seed, device);
+            return Decoder::random_as(config, seed, device, dtype);
         }
+        let rounded = match dtype.on(device) {
+            WeightDtype::Auto => config.stored_dtype == StoredDtype::Bf16,
+            dtype => dtype == WeightDtype::Bf16,
+        };
         device.seed(seed);
         let normal = Distribution::Normal(0.0, config.initializer_range);
         let list = entries(&config).into_iter();
         let list = list.map(|Entry { kind, shape, .. }| match (kind, shape.as_slice()) {
             (Kind::Matrix, &[out, input]) => {
-                Weight::Matrix(Tensor::random([out, input], normal, device))
+                let matrix = Weight::Matrix(Tensor::random([out, input], normal, device));
+                if rounded { matrix.in_bf16() } else { matrix }
             }
             (Kind::Norm, &[dim]) if !config.norm_plus_one => {
                 Weight::Vector(Tensor::ones([dim], device))

@@ -1,6 +1,7 @@
 //! Compares every operation on a device with the CPU and says how far they are apart; exits 1 if that is not rounding.
 //!
 //! `cargo run -p sysgen-ops --features cuda --example parity -- bf16` (or `f32`, `f16`); with `--features wgpu` on Vulkan.
+//! A second word runs the operations that have it in their names.
 
 use std::process::ExitCode;
 
@@ -17,7 +18,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let comparisons = parity::compare(&device(), dtype);
+    let part = std::env::args().nth(2).unwrap_or_default();
+    let (device, part) = (device(), part.as_str());
+    let operations = parity::operations().filter(|op| op.contains(part));
+    let comparisons: Vec<_> = operations
+        .flat_map(|op| parity::compare_operation(op, &device, dtype))
+        .collect();
     for comparison in &comparisons {
         println!("{comparison}");
     }

@@ -10,7 +10,7 @@ use burn::backend::{
     Autodiff, AutodiffBackend, BackendTensor, Cube, DispatchAutodiffContext, DispatchTensor,
     DispatchTensorKind, tensor::FloatTensor,
 };
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::NoCheckpointing;
 use burn_autodiff::grads::Gradients;
@@ -80,6 +80,14 @@ pub(crate) fn primitive<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
     match Input::from(tensor).primitive {
         Primitive::Plain(tensor) => tensor,
         Primitive::Graph(tensor) => tensor.into_primitive(),
+    }
+}
+
+/// The primitive of integers.
+pub(crate) fn int_primitive<const D: usize>(tensor: Tensor<D, Int>) -> CubeTensor {
+    match tensor.into_dispatch().kind {
+        DispatchTensorKind::Cube(BackendTensor::Int(tensor)) => tensor,
+        _ => unreachable!("made on the device of an operation that `serves` admitted"),
     }
 }
 

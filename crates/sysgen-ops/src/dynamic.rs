@@ -42,6 +42,18 @@ impl Code {
         self.middles.partition_point(|&middle| middle < x) as u8
     }
 
+    /// The values in ascending order.
+    #[cfg(feature = "cube")]
+    pub(crate) fn values(&self) -> &[f32; 256] {
+        &self.values
+    }
+
+    /// Halfway between neighbours.
+    #[cfg(feature = "cube")]
+    pub(crate) fn middles(&self) -> &[f32; 255] {
+        &self.middles
+    }
+
     /// The value of a code.
     pub(crate) fn value(&self, code: u8) -> f32 {
         self.values[usize::from(code)]

@@ -37,15 +37,18 @@ pub(crate) fn empty_like(other: &CubeTensor) -> CubeTensor {
 
 /// Numbers from the host as a tensor on the device of `other`.
 pub(crate) fn upload(other: &CubeTensor, values: &[u32]) -> CubeTensor {
-    let handle = other.client.create_from_slice(u32::as_bytes(values));
+    uploaded(other, u32::as_bytes(values), values.len(), DType::U32)
+}
+
+/// As [`upload`].
+pub(crate) fn upload_floats(other: &CubeTensor, values: &[f32]) -> CubeTensor {
+    uploaded(other, f32::as_bytes(values), values.len(), DType::F32)
+}
+
+fn uploaded(other: &CubeTensor, bytes: &[u8], count: usize, dtype: DType) -> CubeTensor {
+    let handle = other.client.create_from_slice(bytes);
     let (client, device) = (other.client.clone(), other.device.clone());
-    CubeTensor::new_contiguous(
-        client,
-        device,
-        Shape::new([values.len()]),
-        handle,
-        DType::U32,
-    )
+    CubeTensor::new_contiguous(client, device, Shape::new([count]), handle, dtype)
 }
 
 /// `target` with `part` in its place, written without a copy of the rest if nobody else holds `target`.
@@ -113,8 +116,15 @@ pub(crate) fn transposed(mut tensor: CubeTensor) -> CubeTensor {
     tensor
 }
 
+/// The same numbers in `dtype`; the tensor itself where they are.
+pub(crate) fn in_dtype(tensor: CubeTensor, dtype: DType) -> CubeTensor {
+    burn_cubecl::kernel::cast(tensor, dtype)
+}
+
 /// The matrix product of the last two dimensions, summed in f32 and written as a contiguous tensor of `dtype`.
 pub(crate) fn product(lhs: CubeTensor, rhs: CubeTensor, dtype: DType) -> CubeTensor {
+    // Burn's kernels would take the right side's bytes for numbers of the left side's format.
+    assert_eq!(lhs.dtype, rhs.dtype, "a product of one number format");
     let mut shape = lhs.meta.shape().clone();
     let rank = shape.num_dims();
     shape[rank - 1] = rhs.meta.shape()[rank - 1];

@@ -38,7 +38,8 @@ mod rows;
 mod simd;
 
 pub use adamw::{
-    AdamW, Moments, Moments8, Quantised, adamw_8bit_step, adamw_step, moments8_bytes, squared_norm,
+    AdamW, MomentOrder, Moments, Moments8, Quantised, adamw_8bit_step, adamw_step, moments8_bytes,
+    squared_norm,
 };
 pub use attention::{
     AttentionShape, BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape, Segments, attention,

@@ -30,7 +30,7 @@ fn bf16_step(eight_bit: bool, seed: u32) -> (Vec<f32>, Vec<f32>) {
     let gradient = tensor::<2>(2, shape, &device);
     let step = |parameter: Tensor<2>| {
         let after = if eight_bit {
-            let mut moments = Moments8::zeros(shape[0] * shape[1]);
+            let mut moments = Moments8::zeros(shape[0] * shape[1], &device);
             adamw_8bit_step(parameter, gradient.clone(), &mut moments, &settings, 1)
         } else {
             let moments = Moments::zeros_like(&parameter);

@@ -8,9 +8,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
+use sysgen_core::config::Optim;
 use sysgen_core::measure::{Measured, PeakMemory, least, median, rounded};
 use sysgen_core::tell;
-use sysgen_model::{Decoder, Device, Lora, WeightDtype, device, device_name, doing};
+use sysgen_model::{Decoder, Device, Lora, WeightDtype, device, device_name, doing, has_bf16};
 use sysgen_ops::AdamW;
 use sysgen_train::optim::Optimizer;
 use sysgen_train::trainer::Trainer;
@@ -77,9 +78,15 @@ pub(crate) struct BenchArguments {
     /// Measures matrix products instead of a step, for example 4096x4096x14336,1024x1024x1024.
     #[arg(long, value_name = "MxKxN", value_delimiter = ',')]
     matmul: Vec<Product>,
-    /// Number format of the matrix products.
-    #[arg(long, value_enum, default_value_t = Format::F32, requires = "matmul")]
+    /// Number format of the matrix products, or of the model's matrices.
+    #[arg(long, value_enum, default_value_t = Format::F32)]
     dtype: Format,
+    /// The optimizer: adamw or adamw_8bit.
+    #[arg(long, value_name = "NAME", default_value = "adamw", value_parser = optimizer)]
+    optim: Optim,
+    /// Updates a layer's weights as soon as their gradients are there, and keeps none of these.
+    #[arg(long)]
+    optimizer_in_backward: bool,
     /// Has the weight of the matrix products laid out as a model that only answers has it (CPU).
     #[arg(long, requires = "matmul")]
     packed: bool,
@@ -98,6 +105,8 @@ struct Report {
     measured: Measured,
     dtype: String,
     method: Method,
+    optim: Optim,
+    optimizer_in_backward: bool,
     gradient_checkpointing: bool,
     /// Rows and tokens of a row.
     batch: [usize; 2],
@@ -134,13 +143,31 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     Ok(())
 }
 
+/// An optimizer by its name in the config.
+fn optimizer(name: &str) -> Result<Optim, String> {
+    serde_json::from_value(name.into()).map_err(|_| "use adamw or adamw_8bit".to_string())
+}
+
 fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Report> {
     ensure!(
         arguments.steps >= 2,
         "--steps must be at least 2: the first one is not timed"
     );
     doing("loading the model");
-    let (decoder, origin) = Decoder::open(model, SEED, device, WeightDtype::F32)
+    let weights = match arguments.dtype {
+        Format::F32 => WeightDtype::F32,
+        Format::Bf16 => WeightDtype::Bf16,
+    };
+    ensure!(
+        weights == WeightDtype::F32 || has_bf16(device),
+        "--dtype bf16: {} has no bfloat16",
+        device_name(device)
+    );
+    ensure!(
+        !arguments.optimizer_in_backward || arguments.micro_batches == 1,
+        "--optimizer-in-backward needs --micro-batches 1: a gradient is used before the next one is there"
+    );
+    let (decoder, origin) = Decoder::open(model, SEED, device, weights)
         .with_context(|| format!("--model {}", model.display()))?;
     let shape = Shape {
         batch: arguments.batch,
@@ -163,10 +190,11 @@ fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Rep
         Method::Full => decoder,
         Method::Lora => decoder.with_lora(LORA, SEED)?,
     };
-    let mut optimizer = Optimizer::new(&decoder.trainable(), SETTINGS);
+    let mut optimizer = Optimizer::of(arguments.optim, &decoder.trainable(), SETTINGS);
     optimizer.decay_vectors = true;
     let mut trainer = Trainer::new(decoder, optimizer, 0.0);
     trainer.gradient_checkpointing = arguments.gradient_checkpointing;
+    trainer.optimizer_in_backward = arguments.optimizer_in_backward;
 
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     let mut reserved = None;
@@ -198,6 +226,8 @@ fn step(arguments: &BenchArguments, model: &Path, device: &Device) -> Result<Rep
         },
         dtype,
         method: arguments.method,
+        optim: arguments.optim,
+        optimizer_in_backward: arguments.optimizer_in_backward,
         gradient_checkpointing: arguments.gradient_checkpointing,
         batch: [shape.batch, shape.seq],
         micro_batches: shape.micro_batches,

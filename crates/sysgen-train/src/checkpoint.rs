@@ -17,7 +17,7 @@ use sysgen_chat::Chat;
 use sysgen_core::config::Optim;
 use sysgen_core::files::{write_atomically, write_directory_atomically};
 use sysgen_model::{ADAPTER_CONFIG, Decoder, ExportDtype, Parameter, StoredDtype, WeightDtype};
-use sysgen_ops::{AdamW, Moments, Moments8, Quantised};
+use sysgen_ops::{AdamW, MomentOrder, Moments, Moments8, Quantised};
 
 use crate::identity::Identity;
 use crate::optim::{Optimizer, State};
@@ -268,8 +268,8 @@ pub fn remove_oldest(output_dir: &Path, keep: usize, best: usize) -> Result<()> 
 enum Moment<'a> {
     Vector(&'a Tensor<1>),
     Matrix(&'a Tensor<2>),
-    Codes(&'a [u8]),
-    Scales(&'a [f32]),
+    Codes(&'a Moments8, MomentOrder),
+    Scales(&'a Moments8, MomentOrder),
 }
 
 struct Entry<'a> {
@@ -280,7 +280,7 @@ struct Entry<'a> {
 impl View for Entry<'_> {
     fn dtype(&self) -> Dtype {
         match self.moment {
-            Moment::Codes(_) => Dtype::U8,
+            Moment::Codes(..) => Dtype::U8,
             _ => Dtype::F32,
         }
     }
@@ -291,8 +291,9 @@ impl View for Entry<'_> {
         let data = match self.moment {
             Moment::Vector(tensor) => tensor.to_data(),
             Moment::Matrix(tensor) => tensor.to_data(),
-            Moment::Codes(codes) => return Cow::Borrowed(codes),
-            Moment::Scales(scales) => {
+            Moment::Codes(moments, order) => return moments.codes(order),
+            Moment::Scales(moments, order) => {
+                let scales = moments.scales(order);
                 return Cow::Owned(scales.iter().flat_map(|x| x.to_le_bytes()).collect());
             }
         };
@@ -300,23 +301,32 @@ impl View for Entry<'_> {
     }
     fn data_len(&self) -> usize {
         let width = match self.moment {
-            Moment::Codes(_) => 1,
+            Moment::Codes(..) => 1,
             _ => size_of::<f32>(),
         };
         self.shape.iter().product::<usize>() * width
     }
 }
 
+/// Both moments under their names in the file.
+const ORDERS: [(MomentOrder, &str); 2] = [
+    (MomentOrder::First, "first"),
+    (MomentOrder::Second, "second"),
+];
+
 fn save_moments(path: &Path, parameters: &[Parameter], optimizer: &Optimizer) -> Result<()> {
     let mut entries = Vec::new();
     for (parameter, state) in parameters.iter().zip(&optimizer.states) {
         if let State::Quantised(moments) = state {
-            for (part, which) in [(&moments.first, "first"), (&moments.second, "second")] {
-                let codes = Moment::Codes(&part.codes);
-                let scales = Moment::Scales(&part.scales);
+            let count = moments.len();
+            for (order, which) in ORDERS {
                 for (moment, kind, count) in [
-                    (codes, "codes", part.codes.len()),
-                    (scales, "scales", part.scales.len()),
+                    (Moment::Codes(moments, order), "codes", count),
+                    (
+                        Moment::Scales(moments, order),
+                        "scales",
+                        Moments8::scales_of(count),
+                    ),
                 ] {
                     let shape = vec![count];
                     let name = format!("{which}.{kind}.{}", parameter.name);
@@ -371,20 +381,19 @@ fn load_moments(
             .collect();
         Ok(TensorData::new(values, shape))
     };
-    let quantised = |which: &str, name: &str, zeros: &Quantised| -> Result<Quantised> {
+    let quantised = |which: &str, name: &str, count: usize| -> Result<Quantised> {
         let entry = format!("{which}.codes.{name}");
         let codes = file
             .tensor(&entry)
             .with_context(|| format!("{} has no {entry}", path.display()))?;
         ensure!(
-            codes.data().len() == zeros.codes.len(),
-            "{}: {entry} has {} codes, the parameter {} numbers",
+            codes.data().len() == count,
+            "{}: {entry} has {} codes, the parameter {count} numbers",
             path.display(),
             codes.data().len(),
-            zeros.codes.len()
         );
         let scales = format!("scales.{name}");
-        let scales = read(which, &scales, &[zeros.scales.len()])?;
+        let scales = read(which, &scales, &[Moments8::scales_of(count)])?;
         Ok(Quantised {
             codes: codes.data().to_vec(),
             scales: scales.try_to_vec().context("scales are f32")?,
@@ -394,11 +403,12 @@ fn load_moments(
         .iter()
         .map(|parameter| {
             let name = &parameter.name;
-            if let State::Quantised(zeros) = State::zeros(optim, parameter) {
-                return Ok(State::Quantised(Moments8 {
-                    first: quantised("first", name, &zeros.first)?,
-                    second: quantised("second", name, &zeros.second)?,
-                }));
+            let count = parameter.tensor.len();
+            if State::is_quantised(optim, count) {
+                let first = quantised("first", name, count)?;
+                let second = quantised("second", name, count)?;
+                let moments = Moments8::from_host([first, second], device);
+                return Ok(State::Quantised(moments));
             }
             Ok(match &parameter.tensor {
                 sysgen_model::Weight::Vector(tensor) => State::Vector(Moments {

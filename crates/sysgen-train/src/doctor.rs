@@ -3,13 +3,19 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
 use sysgen_core::tell;
-use sysgen_model::{Need, cuda_needs, device, device_name, device_names, doing};
+use sysgen_model::{
+    Device, Need, WeightDtype, cuda_needs, device, device_name, device_names, doing, has_bf16,
+};
+use sysgen_ops::parity::operations;
 
 use crate::{golden, parity};
+
+/// What `--only` calls the golden models.
+const MODELS: &str = "models";
 
 #[derive(Args)]
 pub(crate) struct DoctorArguments {
@@ -19,6 +25,9 @@ pub(crate) struct DoctorArguments {
     /// The folder with the golden models, PyTorch's numbers beside them.
     #[arg(long, value_name = "DIR", default_value = "tests/golden")]
     golden: PathBuf,
+    /// Checks only these ops, by their names in `sysgen_ops::parity`; `models`: only the golden models.
+    #[arg(long, value_name = "OP", value_delimiter = ',')]
+    only: Vec<String>,
     /// Prints JSON, one object for each figure on a line of its own.
     #[arg(long)]
     json: bool,
@@ -112,6 +121,15 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<()> {
     let device = device(&arguments.device)?;
     let name = device_name(&device);
     let folders = golden::folders(&arguments.golden)?;
+    let only = &arguments.only;
+    for name in only {
+        ensure!(
+            name == MODELS || operations().any(|op| op == name),
+            "--only {name} is not known; use {MODELS}, {}",
+            operations().collect::<Vec<_>>().join(", ")
+        );
+    }
+    let asked = |name: &str| only.is_empty() || only.iter().any(|asked| asked == name);
     let (mut checked, mut wrong) = (0, 0);
     let mut show = |figures: Vec<Figure>| {
         checked += figures.len();
@@ -124,16 +142,27 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<()> {
             tell(line);
         }
     };
-    say(format!("\nOps on {name}, against the CPU"));
-    doing("checking ops");
-    match parity::ops(&device) {
-        Some(figures) => show(figures),
-        None => say("  not checked: the CPU is what other devices are held against".into()),
+    if operations().any(asked) {
+        say(format!("\nOps on {name}, against the CPU"));
+        doing("checking ops");
+        if device == Device::flex() {
+            say("  not checked: the CPU is what other devices are held against".into());
+        } else {
+            // One after the other, so that what was found is told also where the time runs out.
+            for op in operations().filter(|op| asked(op)) {
+                show(parity::op(op, &device));
+            }
+        }
     }
-    say(format!("\nModels on {name}, against PyTorch"));
-    doing("checking models");
-    for folder in folders {
-        show(golden::model(&folder, &device)?);
+    if asked(MODELS) {
+        say(format!("\nModels on {name}, against PyTorch"));
+        doing("checking models");
+        for folder in folders {
+            show(golden::model(&folder, &device, WeightDtype::F32)?);
+            if device != Device::flex() && has_bf16(&device) {
+                show(golden::model(&folder, &device, WeightDtype::Bf16)?);
+            }
+        }
     }
     if wrong > 0 {
         bail!(

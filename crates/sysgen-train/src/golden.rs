@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use sysgen_infer::{Engine, Options, Request, Sampling};
-use sysgen_model::{Decoder, Device, Tokens};
+use sysgen_model::{Decoder, Device, Tokens, WeightDtype};
 use sysgen_ops::AdamW;
 use sysgen_train::batch::Batch;
 use sysgen_train::optim::Optimizer;
@@ -41,6 +41,14 @@ const GPU: Tolerance = Tolerance {
     grad_norm: 1e-2,
 };
 
+/// Weights and all that is between them have eight bits, the reference has 24: eight times what f16 was seen to differ on a
+/// software device.
+const BF16: Tolerance = Tolerance {
+    logits: 0.25,
+    mean_loss: 1e-2,
+    grad_norm: 5e-2,
+};
+
 /// Single rows, padded rows, and both in one packed row.
 const BATCHES: [&str; 5] = ["a", "b", "batch_right", "batch_left", "packed"];
 
@@ -62,11 +70,16 @@ pub(crate) fn folders(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// All figures of one model.
-pub(crate) fn model(folder: &Path, device: &Device) -> Result<Vec<Figure>> {
+/// All figures of one model, its matrices in `dtype`; of one in bf16, whose weights are not the reference's, no greedy texts.
+pub(crate) fn model(folder: &Path, device: &Device, dtype: WeightDtype) -> Result<Vec<Figure>> {
     let reference = Reference::open(folder)?;
-    let decoder = Decoder::load(folder, device)?;
-    let allowed = if *device == Device::flex() { CPU } else { GPU };
+    let decoder = Decoder::load_as(folder, device, dtype)?;
+    let rounded = dtype == WeightDtype::Bf16;
+    let allowed = match *device == Device::flex() {
+        _ if rounded => BF16,
+        true => CPU,
+        false => GPU,
+    };
     let name = folder.file_name().unwrap_or(folder.as_os_str());
     let figure = |case: String, error: f64, tolerance: f64| Figure {
         check: "golden",
@@ -88,8 +101,10 @@ pub(crate) fn model(folder: &Path, device: &Device) -> Result<Vec<Figure>> {
         let error = (loss - reference.number(&format!("/{name}/mean_loss"))?).abs();
         figures.push(figure(format!("loss of {name}"), error, allowed.mean_loss));
     }
-    let texts = reference.greedy(&decoder)?;
-    figures.push(figure("greedy texts that differ".into(), texts, 0.0));
+    if !rounded {
+        let texts = reference.greedy(&decoder)?;
+        figures.push(figure("greedy texts that differ".into(), texts, 0.0));
+    }
 
     let expected = reference.number("/batch_right/grad_norm")?;
     let settings = AdamW {

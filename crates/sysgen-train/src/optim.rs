@@ -27,12 +27,17 @@ pub enum State {
 }
 
 impl State {
+    /// Whether the moments of a parameter of `count` numbers are in eight bits.
+    pub fn is_quantised(optim: Optim, count: usize) -> bool {
+        optim == Optim::Adamw8bit && count >= LEAST_8BIT
+    }
+
     /// Zeros for a parameter.
     pub fn zeros(optim: Optim, parameter: &Parameter) -> State {
         let count = parameter.tensor.len();
         match &parameter.tensor {
-            _ if optim == Optim::Adamw8bit && count >= LEAST_8BIT => {
-                State::Quantised(Moments8::zeros(count))
+            weight if State::is_quantised(optim, count) => {
+                State::Quantised(Moments8::zeros(count, &weight.device()))
             }
             Weight::Vector(tensor) => State::Vector(Moments::zeros_like(tensor)),
             Weight::Matrix(tensor) => State::Matrix(Moments::zeros_like(tensor)),
@@ -121,7 +126,7 @@ impl Optimizer {
         };
         let updates = self.updates;
         // Taken out, so that the moments have no second owner and are updated in place.
-        let nothing = State::Quantised(Moments8::zeros(0));
+        let nothing = State::Quantised(Moments8::nothing());
         let state = std::mem::replace(&mut self.states[place], nothing);
         let (parameter, state) = match (parameter, gradient, state) {
             (Weight::Vector(tensor), Weight::Vector(gradient), State::Vector(moments)) => {

@@ -79,9 +79,7 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
         }
         _ => None,
     };
-    let teacher = teacher
-        .as_ref()
-        .map(|config| Teacher::of(config, on_device));
+    let teacher = teacher.as_ref().map(|config| Teacher::of(config));
     let data = rows(config, train)?;
     let tokens = data.as_ref().map(|data| tokens(config, train, data));
     let share = tokens
@@ -136,7 +134,8 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
         train.samples,
         readable(plan::kv_cache(
             &model,
-            (train.samples * train.max_length) as u64
+            (train.samples * train.max_length) as u64,
+            formats.activation_bytes,
         ))
     ));
     if let Some(peak) = measured.as_ref().and_then(|measured| measured.peak) {
@@ -163,7 +162,6 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
     if let Some(most) = arguments.device_memory {
         lines.push(format!("\nIn {} of device memory:", readable(most)));
         lines.extend(fits(&model, train, (formats, work, teacher), most)?);
-        lines.extend(not_on_a_device(train));
     }
     tell(lines.join("\n"));
     Ok(())
@@ -250,24 +248,6 @@ fn hours(
     format!("{arithmetic}; {seconds:.2} s a step ({how}){run}")
 }
 
-/// What of this config this version does on the CPU alone, whatever the arithmetic says.
-fn not_on_a_device(train: &TrainSection) -> Option<String> {
-    let keys = [
-        (train.dtype == TrainDtype::Bf16, "train.dtype = \"bf16\""),
-        (
-            train.optim == Optim::Adamw8bit,
-            "train.optim = \"adamw_8bit\"",
-        ),
-    ];
-    let keys: Vec<&str> = keys.iter().filter(|key| key.0).map(|key| key.1).collect();
-    (!keys.is_empty()).then(|| {
-        format!(
-            "  this is arithmetic: so far only the CPU has {}",
-            keys.join(" and ")
-        )
-    })
-}
-
 /// Does this config fit, and which changes of it would?
 fn fits(
     model: &ModelConfig,
@@ -327,7 +307,7 @@ fn fits(
         };
         let formats = Formats::of(&lean, model.stored_dtype, formats.device);
         say(
-            "the same, dtype = \"bf16\", optim = \"adamw_8bit\", optimizer_in_backward = true (on the CPU, for now)",
+            "the same, dtype = \"bf16\", optim = \"adamw_8bit\", optimizer_in_backward = true",
             None,
             formats,
             alone,

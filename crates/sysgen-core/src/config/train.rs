@@ -64,7 +64,7 @@ pub struct TrainSection {
     pub max_steps: usize,
     /// What the model's matrices are kept in; every sum is f32. `auto` is f32 for trained ones and the files' own format for
     /// those that adapters stand beside; `f32`; `bf16` halves them: each step is taken in f32 and rounded stochastically, so
-    /// that small steps are not lost. `bf16` runs on the CPU only, for now. Default `auto`.
+    /// that small steps are not lost. On a GPU what is between the weights has their format. Default `auto`.
     pub dtype: TrainDtype,
     /// The optimizer; default `adamw`.
     pub optim: Optim,
@@ -244,7 +244,7 @@ pub enum Optim {
     /// AdamW, its two running averages in f32: 8 bytes for each trained weight.
     #[default]
     Adamw,
-    /// The same with the averages in blocks of 8-bit numbers: about 2 bytes; on the CPU only, for now.
+    /// The same with the averages in blocks of 8-bit numbers: about 2 bytes.
     #[serde(rename = "adamw_8bit")]
     Adamw8bit,
 }

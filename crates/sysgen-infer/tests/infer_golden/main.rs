@@ -63,7 +63,7 @@ fn engine(decoder: &Decoder, max_num_seqs: usize, max_length: usize) -> Engine {
 
 /// Bytes of a cache of `tokens`.
 fn cache_bytes(decoder: &Decoder, tokens: usize) -> usize {
-    tokens * KvCache::bytes_per_position(&decoder.config)
+    tokens * KvCache::bytes_per_position(decoder)
 }
 
 fn generate(

@@ -62,7 +62,7 @@ fn golden_models_kept_in_bf16_have_the_bits_of_their_f32_copies() {
         let logits = |decoder: &Decoder| {
             let whole = decoder.logits(decoder.hidden(&case.tokens("a")));
             let blocks: Vec<u32> = (0..ids.len().div_ceil(16) as u32).collect();
-            let mut cache = KvCache::new(&decoder.config, blocks.len(), 16, &decoder.device());
+            let mut cache = KvCache::new(decoder, blocks.len(), 16);
             let runs = [Run {
                 blocks: &blocks,
                 start: 0,

@@ -44,7 +44,7 @@ const BLOCKS: [[u32; LONGEST / 16]; 4] = {
 
 fn cache(decoder: &Decoder, texts: usize) -> KvCache {
     let blocks = texts.next_power_of_two().max(4) * LONGEST / 16;
-    KvCache::new(&decoder.config, blocks, 16, &decoder.device())
+    KvCache::new(decoder, blocks, 16)
 }
 
 /// Continues every prompt, all in one cache, until `eos` or `count` tokens; also the last logits of each.

@@ -106,7 +106,7 @@ pub(super) fn squared_norm(tensor: CubeTensor) -> f64 {
 }
 
 /// The tensor in row-major order, and in nobody else's hands.
-fn writable(tensor: CubeTensor) -> CubeTensor {
+pub(super) fn writable(tensor: CubeTensor) -> CubeTensor {
     let tensor = contiguous(tensor);
     if tensor.can_mut() {
         tensor
@@ -148,11 +148,17 @@ fn update<P: Float, G: Float, N: Size>(
     if stochastic {
         #[unroll]
         for lane in 0..N::value() {
-            let noise = hash(seed, (i * N::value() + lane) as u32);
-            p.insert(lane, rounded(p.extract(lane), noise));
+            let place = (i * N::value() + lane) as u32;
+            p.insert(lane, rounded_at(p.extract(lane), seed, place));
         }
     }
     parameter[i] = Vector::cast_from(p);
+}
+
+/// `x` as one of the two bf16 numbers around it, by the random bits of its place in the parameter.
+#[cube]
+pub(super) fn rounded_at(x: f32, seed: u32, place: u32) -> f32 {
+    rounded(x, hash(seed, place))
 }
 
 /// `x` as one of the two bf16 numbers around it: adding 16 random bits to those that are cut off makes the probability
@@ -160,7 +166,12 @@ fn update<P: Float, G: Float, N: Size>(
 #[cube]
 fn rounded(x: f32, noise: u32) -> f32 {
     let bits = u32::reinterpret(x);
-    f32::reinterpret((bits + (noise & 0xffff)) & 0xffff_0000)
+    let mut sum = bits + (noise & 0xffff);
+    // The sum could make an infinity of a NaN, so that one is only cut off, and stays one.
+    if (bits & 0x7fff_ffff) > 0x7f80_0000 {
+        sum = bits | 0x0040_0000;
+    }
+    f32::reinterpret(sum & 0xffff_0000)
 }
 
 /// Random bits of an element in a step, by counter: the same on every device and in every run
@@ -203,8 +214,9 @@ fn square<F: Float, N: Size>(
 
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
-    use burn::tensor::{Device, DeviceKind, DeviceType, Tensor};
+    use burn::tensor::{Device, DeviceKind, DeviceType, Tensor, bf16};
 
+    use super::super::rounding::Kept;
     use super::*;
     use crate::device::{plain, primitive};
     use crate::launch::empty_like;
@@ -214,36 +226,45 @@ mod tests {
         if ABSOLUTE_POS >= total {
             terminate!();
         }
-        out[ABSOLUTE_POS] = rounded(x[ABSOLUTE_POS], hash(seed, ABSOLUTE_POS as u32));
+        out[ABSOLUTE_POS] = rounded_at(x[ABSOLUTE_POS], seed, ABSOLUTE_POS as u32);
     }
 
-    /// Between two bf16 numbers; 1e5 times, so that the mean is known to a thousandth of their distance.
-    #[test]
-    fn rounding_is_right_on_average() {
+    /// What the kernel makes of each number at its place.
+    fn rounded_on(device: &Device, values: &[f32], seed: u32) -> Vec<f32> {
+        let x = primitive(Tensor::<1>::from_data(values, device));
+        let out = empty_like(&x);
+        let (count, units) = elementwise(&x.client, values.len());
+        // SAFETY: units past the last number return.
+        unsafe {
+            round_all::launch_unchecked(
+                &x.client,
+                count,
+                units,
+                buffer(&x),
+                buffer(&out),
+                values.len(),
+                seed,
+            );
+        }
+        plain::<1>(out).into_data().try_to_vec().expect("f32")
+    }
+
+    fn device() -> Option<Device> {
         if Device::enumerate(DeviceType::Wgpu).is_empty() {
             eprintln!("SKIPPED: no Vulkan device, so no kernel was run");
-            return;
+            return None;
         }
-        let device = Device::wgpu(DeviceKind::DefaultDevice);
+        Some(Device::wgpu(DeviceKind::DefaultDevice))
+    }
+
+    /// 1e5 times, so that the mean is known to a thousandth of the distance of two bf16 numbers.
+    #[test]
+    fn rounding_is_right_on_average() {
+        let Some(device) = device() else { return };
         let total = 100_000;
         for (value, low, high) in [(1.002f32, 1.0, 1.007_812_5), (-3.01, -3.015_625, -3.0)] {
             for seed in [1, 2] {
-                let x = primitive(Tensor::<1>::full([total], value, &device));
-                let out = empty_like(&x);
-                let (count, units) = elementwise(&x.client, total);
-                // SAFETY: units past the last number return.
-                unsafe {
-                    round_all::launch_unchecked(
-                        &x.client,
-                        count,
-                        units,
-                        buffer(&x),
-                        buffer(&out),
-                        total,
-                        seed,
-                    );
-                }
-                let out: Vec<f32> = plain::<1>(out).into_data().try_to_vec().expect("f32");
+                let out = rounded_on(&device, &vec![value; total], seed);
                 assert!(
                     out.iter().all(|&x| x == low || x == high),
                     "{value} to {:?}",
@@ -254,5 +275,26 @@ mod tests {
                 assert!(error < 5e-3, "{value}: mean {mean}");
             }
         }
+    }
+
+    #[test]
+    fn rounding_has_the_bits_of_the_cpu() {
+        let Some(device) = device() else { return };
+        let mut values: Vec<f32> = (0..70_001u32)
+            .map(|i| {
+                let part = f64::from(i.wrapping_mul(0x9e37_79b9)) / f64::from(u32::MAX) - 0.5;
+                (part * 10f64.powi(i as i32 % 40 - 20)) as f32
+            })
+            .collect();
+        values.extend([0.0, -0.0, f32::MAX, f32::INFINITY, f32::NEG_INFINITY]);
+        for seed in [0, 7, 0x8000_0001] {
+            let ours = rounded_on(&device, &values, seed);
+            let mut exact = vec![bf16::ZERO; values.len()];
+            Kept::narrow(&values, seed, 0, &mut exact);
+            for ((x, ours), exact) in values.iter().zip(&ours).zip(exact) {
+                assert_eq!(ours.to_bits(), exact.to_f32().to_bits(), "{x}");
+            }
+        }
+        assert!(rounded_on(&device, &[f32::NAN], 7)[0].is_nan());
     }
 }

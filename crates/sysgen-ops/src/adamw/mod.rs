@@ -4,6 +4,8 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cuda;
 mod eight_bit;
+#[cfg(feature = "cube")]
+mod eight_bit_cuda;
 mod rounding;
 
 use burn::tensor::{DType, Tensor, bf16};
@@ -12,7 +14,7 @@ use burn::tensor::{DType, Tensor, bf16};
 use crate::device;
 use crate::fused;
 
-pub use eight_bit::{Moments8, Quantised, adamw_8bit_step, moments8_bytes};
+pub use eight_bit::{MomentOrder, Moments8, Quantised, adamw_8bit_step, moments8_bytes};
 
 /// What every parameter shares in one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -14,8 +14,8 @@ use burn_cubecl::tensor::CubeTensor;
 use super::kernels::{differentiate, finish, take_in};
 use crate::device::Kernels;
 use crate::launch::{
-    addresses, buffer, contiguous, element, elementwise, empty, product, row_wise, transposed,
-    upload, vector_size, written,
+    addresses, buffer, contiguous, element, elementwise, empty, in_dtype, product, row_wise,
+    transposed, upload, vector_size, written,
 };
 
 /// Bytes of logits, and of their gradient, that exist at a time.
@@ -105,11 +105,11 @@ impl Kernels for LinearCrossEntropy {
             };
             return vec![
                 wanted[0].then(|| zeros(&hidden)),
-                wanted[1].then(|| zeros(&head)),
+                wanted[1].then(|| zeros(&in_dtype(head.clone(), DType::F32))),
             ];
         }
         let mut d_hidden: Option<CubeTensor> = None;
-        let mut d_head = wanted[1].then(|| empty(&head, head.meta.shape().clone(), head.dtype));
+        let mut d_head = wanted[1].then(|| empty(&head, head.meta.shape().clone(), DType::F32));
         for words in self.slices(&hidden, &head) {
             let logits = logits(&hidden, &head, &words);
             let d_logits = empty(&hidden, logits.meta.shape().clone(), hidden.dtype);
@@ -139,14 +139,18 @@ impl Kernels for LinearCrossEntropy {
             }
             drop(logits);
             if wanted[0] {
-                let part = product(d_logits.clone(), rows(&head, &words), DType::F32);
+                let part = product(
+                    d_logits.clone(),
+                    rows(&head, &words, hidden.dtype),
+                    DType::F32,
+                );
                 d_hidden = Some(match d_hidden {
                     None => part,
                     Some(sum) => numeric::add(sum, part),
                 });
             }
             d_head = d_head.map(|all| {
-                let part = product(transposed(d_logits), hidden.clone(), head.dtype);
+                let part = product(transposed(d_logits), hidden.clone(), DType::F32);
                 written(all, [words, 0..dim], part)
             });
         }
@@ -169,13 +173,14 @@ impl LinearCrossEntropy {
     }
 }
 
-/// The head's rows of some words; a view where the device can address one.
-fn rows(head: &CubeTensor, words: &Range<usize>) -> CubeTensor {
+/// The head's rows of some words in the format that they are multiplied in; a view where the device can address one.
+fn rows(head: &CubeTensor, words: &Range<usize>, dtype: DType) -> CubeTensor {
     let [_, dim] = head.meta.shape().dims();
-    slice(head.clone(), &[words.clone(), 0..dim])
+    in_dtype(slice(head.clone(), &[words.clone(), 0..dim]), dtype)
 }
 
 /// `[positions, words]` in f32.
 fn logits(hidden: &CubeTensor, head: &CubeTensor, words: &Range<usize>) -> CubeTensor {
-    product(hidden.clone(), transposed(rows(head, words)), DType::F32)
+    let rows = rows(head, words, hidden.dtype);
+    product(hidden.clone(), transposed(rows), DType::F32)
 }

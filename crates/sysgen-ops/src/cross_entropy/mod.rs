@@ -16,7 +16,8 @@ use crate::fused;
 /// The loss `logsumexp(l) − l[target]` of each position times `weight`, where `l = hidden · headᵀ`, soft-capped as
 /// `c · tanh(l / c)` if asked.
 ///
-/// On the CPU the head may be in bf16 beside f32 hidden states; its gradient is f32.
+/// The head may be in another format than the hidden states, which say what is multiplied on a device (on the CPU f32). Losses
+/// and the head's gradient are f32.
 ///
 /// Callers pass supervised positions only and sum the losses. In a graph the gradient of that sum is made at once, while
 /// the logits exist; `weight` is there so that it need not be scaled afterwards.

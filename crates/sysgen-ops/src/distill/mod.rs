@@ -2,16 +2,25 @@
 //! batch ever exist. Definitions are those of TRL's GKD: no factor T².
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
 mod divergence;
 mod ranked;
+mod reference;
 mod spans;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData, activation};
+#[cfg(feature = "cube")]
+use burn::tensor::DType;
+use burn::tensor::Tensor;
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused;
+
+pub use reference::reference;
 
 /// A distance of two distributions, p the teacher's and q the student's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -154,6 +163,19 @@ pub fn linear_distillation(
             );
         }
     }
+    #[cfg(feature = "cube")]
+    if device::serves(&hidden) {
+        if let Teacher::Spans { .. } = teacher {
+            // All logits at once, in f32 in a model of any dtype.
+            return spans::reference(hidden.cast(DType::F32), head, targets, teacher, settings);
+        }
+        let op = cuda::LinearDistillation {
+            targets: targets.to_vec(),
+            teacher: teacher.clone(),
+            settings,
+        };
+        return device::apply(op, [hidden.into(), head.into()]);
+    }
     if !fused::serves(&hidden) {
         return reference(hidden, head, targets, teacher, settings);
     }
@@ -166,111 +188,4 @@ pub fn linear_distillation(
         bf16: fused::in_bf16(&head),
     };
     fused::apply(op, [hidden.into(), head.into()], [positions])
-}
-
-/// [`linear_distillation`] in plain Burn tensors; holds all logits.
-pub fn reference(
-    hidden: Tensor<2>,
-    head: Tensor<2>,
-    targets: &[u32],
-    teacher: &Teacher,
-    settings: Distillation,
-) -> Tensor<1> {
-    if let Teacher::Spans { .. } = teacher {
-        return spans::reference(hidden, head, targets, teacher, settings);
-    }
-    let cap = |logits: Tensor<2>, softcap: Option<f32>| match softcap {
-        Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
-        None => logits,
-    };
-    let plain = |tensor: Tensor<2>| match hidden.is_autodiff() {
-        true => tensor.autodiff(),
-        false => tensor,
-    };
-    let (positions, t) = (targets.len(), settings.temperature);
-    let head = head.cast(hidden.dtype());
-    let logits = cap(
-        hidden.clone().matmul(head.clone().transpose()),
-        settings.softcap,
-    );
-    let ids: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-    let ids = Tensor::<2, burn::tensor::Int>::from_data(
-        TensorData::new(ids, [positions, 1]),
-        &hidden.device(),
-    );
-    let cross_entropy = activation::log_softmax(logits.clone(), 1)
-        .gather(1, ids)
-        .neg();
-    let (log_p, log_q) = match teacher {
-        Teacher::Hidden {
-            hidden,
-            head,
-            softcap,
-        } => {
-            let head = head.clone().cast(hidden.dtype());
-            let teacher = plain(cap(hidden.clone().matmul(head.transpose()), *softcap));
-            let both = if settings.divergence == Divergence::Uld {
-                usize::MAX
-            } else {
-                teacher.dims()[1].min(logits.dims()[1])
-            };
-            let words = |logits: Tensor<2>| {
-                let width = logits.dims()[1].min(both);
-                activation::log_softmax(logits.narrow(1, 0, width).div_scalar(t), 1)
-            };
-            (words(teacher), words(logits))
-        }
-        Teacher::Top(top) => {
-            let device = hidden.device();
-            let ids: Vec<i64> = top.ids.iter().map(|&id| i64::from(id)).collect();
-            let ids = Tensor::<2, burn::tensor::Int>::from_data(
-                TensorData::new(ids, [positions, top.k]),
-                &device,
-            );
-            let p = Tensor::<2>::from_data(
-                TensorData::new(top.log_probabilities.clone(), [positions, top.k]),
-                &device,
-            );
-            let q = activation::log_softmax(logits, 1).gather(1, ids);
-            let with_rest = |log: Tensor<2>| {
-                let rest = log
-                    .clone()
-                    .exp()
-                    .sum_dim(1)
-                    .neg()
-                    .add_scalar(1.0)
-                    .clamp_min(divergence::LEAST)
-                    .log();
-                Tensor::cat(vec![log, rest], 1)
-            };
-            (with_rest(p), with_rest(q))
-        }
-        Teacher::Spans { .. } => unreachable!("spans have a reference of their own"),
-    };
-    let (p, q) = (log_p.clone().exp(), log_q.clone().exp());
-    let distance = match settings.divergence {
-        Divergence::ForwardKl => (p * (log_p - log_q)).sum_dim(1),
-        Divergence::ReverseKl => (q * (log_q - log_p)).sum_dim(1),
-        Divergence::Jsd(beta) => {
-            let log_m = (p.clone().mul_scalar(beta) + q.clone().mul_scalar(1.0 - beta)).log();
-            (p * (log_p - log_m.clone())).sum_dim(1).mul_scalar(beta)
-                + (q * (log_q - log_m)).sum_dim(1).mul_scalar(1.0 - beta)
-        }
-        Divergence::Uld => {
-            let (p, q) = (p.sort_descending(1), q.sort_descending(1));
-            let both = p.dims()[1].min(q.dims()[1]);
-            let rest = |x: &Tensor<2>| match x.dims()[1] - both {
-                0 => x.clone().sum_dim(1).mul_scalar(0.0),
-                more => x.clone().narrow(1, both, more).sum_dim(1),
-            };
-            let surplus = rest(&p) + rest(&q);
-            (p.narrow(1, 0, both) - q.narrow(1, 0, both))
-                .abs()
-                .sum_dim(1)
-                + surplus
-        }
-    };
-    let mixed = distance.mul_scalar(settings.weight)
-        + cross_entropy.mul_scalar(settings.cross_entropy_weight);
-    mixed.reshape([positions])
 }

@@ -35,7 +35,8 @@ pub(super) fn reference(
     let (positions, t) = (targets.len(), settings.temperature);
     let in_graph = hidden.is_autodiff();
     let q = logits(hidden, head, settings.softcap);
-    let p = logits(of_teacher.clone(), teachers_head.clone(), *softcap);
+    let of_teacher = of_teacher.clone().cast(q.dtype());
+    let p = logits(of_teacher, teachers_head.clone(), *softcap);
     let p = if in_graph { p.autodiff() } else { p };
     let cross_entropy = of_targets(activation::log_softmax(q.clone(), 1), targets)
         .neg()

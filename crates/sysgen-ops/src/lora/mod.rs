@@ -9,7 +9,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use crate::dropout::{Dropout, dropout};
 use crate::fused;
 use crate::linear;
-use crate::linear::reference as plain;
+use crate::linear::{linear_to, reference as plain};
 use crate::nf4::{Nf4, nf4_linear};
 use crate::packed::{Packed, packed_linear};
 
@@ -90,7 +90,15 @@ impl LinearWeight {
         }
     }
 
-    /// Some rows of the numbers in f32, `[rows, in]`.
+    /// [`LinearWeight::project`] in f32 whatever `x` is: what a head says of every word.
+    pub fn logits<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            LinearWeight::Dense(weight) => linear_to(x, weight.clone(), None, DType::F32),
+            other => other.project(x, None).cast(DType::F32),
+        }
+    }
+
+    /// Some rows of the numbers, `[rows, in]`: as they are kept on a device, in f32 on the CPU.
     pub fn rows(&self, rows: &[u32]) -> Tensor<2> {
         match self {
             LinearWeight::Packed(weight) => weight.rows(rows),
@@ -102,7 +110,12 @@ impl LinearWeight {
                     .collect();
                 let ids = TensorData::new(ids, [rows.len()]);
                 let ids = Tensor::<1, Int>::from_data(ids, &weight.device());
-                weight.select(0, ids).cast(DType::F32)
+                let dtype = if fused::keeps(&weight) {
+                    DType::F32
+                } else {
+                    weight.dtype()
+                };
+                weight.select(0, ids).cast(dtype)
             }
         }
     }
@@ -157,16 +170,18 @@ pub fn lora_linear<const D: usize>(
         return weight.project(x, bias) + update;
     };
     let lengths = row_lengths(weight, adapter);
+    let magnitude = magnitude.clone().cast(DType::F32);
     let factor = match magnitude.is_autodiff() {
-        true => magnitude.clone() / lengths.autodiff(),
-        false => magnitude.clone() / lengths,
+        true => magnitude / lengths.autodiff(),
+        false => magnitude / lengths,
     };
+    let factor = factor.cast(x.dtype());
     let mut shape = [1; D];
     shape[D - 1] = output;
     let turned = (weight.project(seen.clone(), None) + update) * factor.reshape(shape);
     match (adapter.dropout, bias) {
         (None, None) => turned,
-        (None, Some(bias)) => turned + bias.reshape(shape),
+        (None, Some(bias)) => turned + bias.cast(x.dtype()).reshape(shape),
         (Some(_), bias) => weight.project(x - seen, bias) + turned,
     }
 }
@@ -200,7 +215,7 @@ fn beside<const D: usize>(
 pub fn row_lengths(weight: &LinearWeight, adapter: &Adapter) -> Tensor<1> {
     let [output, _] = weight.shape();
     let weight = weight.dense().inner();
-    let (a, b) = (adapter.a.clone().inner(), adapter.b.clone().inner());
+    let [a, b] = [&adapter.a, &adapter.b].map(|x| x.clone().inner().cast(DType::F32));
     let scale = f64::from(adapter.scale);
     let crossed = linear(weight.clone(), a.clone(), None);
     let squared = linear(b.clone(), linear(a.clone(), a, None), None);

@@ -5,11 +5,15 @@
 //! 256 (double quantisation): about 4.13 bits for each weight. The weight is made whole again for one product at a time.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cuda;
 
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::dynamic::SIGNED;
 use crate::{fused, linear};
 
@@ -120,7 +124,24 @@ impl Nf4 {
     pub fn dequantise(&self) -> Tensor<2> {
         match &self.resident {
             None => fused::plain(self.to_vec(), self.shape),
+            #[cfg(feature = "cube")]
+            Some((_, scales)) if device::serves(scales) => {
+                device::plain(self.on_device().whole(DType::F32))
+            }
             Some((words, scales)) => unpack(words, scales, self.shape),
+        }
+    }
+}
+
+#[cfg(feature = "cube")]
+impl Nf4 {
+    /// What the device's kernel reads.
+    fn on_device(&self) -> cuda::Resident {
+        let (words, scales) = self.resident.clone().expect("kept where it is used");
+        cuda::Resident {
+            words: device::int_primitive(words),
+            scales: device::primitive(scales),
+            shape: self.shape,
         }
     }
 }
@@ -148,6 +169,17 @@ pub fn nf4_linear<const D: usize>(
         input,
         "nf4_linear: x [.., in] and weight [out, in]"
     );
+    #[cfg(feature = "cube")]
+    if device::serves(&x) {
+        let op = cuda::LinearNf4 {
+            weight: weight.on_device(),
+            dtype: x.dtype(),
+        };
+        return match bias {
+            None => device::apply(op, [x.into()]),
+            Some(bias) => device::apply(op, [x.into(), bias.into()]),
+        };
+    }
     if !fused::serves(&x) {
         return linear(x, weight.dequantise(), bias);
     }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::{Bench, numbers};
 use crate::{
-    AdamW, Adapter, AttentionShape, Dropout, LinearWeight, Moments, Nf4, PagedCache, PagedRun,
-    PagedShape, Segments,
+    AdamW, Adapter, AttentionShape, Distillation, Divergence, Dropout, LinearWeight, MomentOrder,
+    Moments, Moments8, Nf4, PagedCache, PagedRun, PagedShape, Quantised, Segments, Teacher, TopK,
 };
 
 pub(super) fn rms_norm(bench: &mut Bench) {
@@ -16,7 +16,8 @@ pub(super) fn rms_norm(bench: &mut Bench) {
             let case = format!("{rows}x{dim}, plus_one {plus_one}");
             bench.pass(&case, &[&[rows, dim], &[dim]], |x| {
                 let rows = x[0].clone().reshape([rows, dim]);
-                crate::rms_norm(rows, x[1].clone(), 1e-6, plus_one)
+                // As in a model: norms are f32 in one of any dtype, and so are biases and adapters.
+                crate::rms_norm(rows, x[1].clone().cast(DType::F32), 1e-6, plus_one)
             });
         }
     }
@@ -73,6 +74,17 @@ fn gated(bench: &mut Bench, op: fn(Tensor<1>, Tensor<1>) -> Tensor<1>) {
     }
 }
 
+pub(super) fn dropout(bench: &mut Bench) {
+    for length in [1, 7, 129, 40_001] {
+        for (probability, seed) in [(0.05, 7), (0.5, 0x9e37_79b9_7f4a_7c15)] {
+            let settings = Dropout { probability, seed };
+            bench.pass(&format!("{length}, {settings:?}"), &[&[length]], |x| {
+                crate::dropout(x[0].clone(), settings)
+            });
+        }
+    }
+}
+
 pub(super) fn linear(bench: &mut Bench) {
     for (rows, input, output) in [
         (1, 1, 1),
@@ -88,7 +100,7 @@ pub(super) fn linear(bench: &mut Bench) {
                 crate::linear(
                     x[0].clone().reshape([1, rows, input]),
                     x[1].clone().reshape([output, input]),
-                    x.get(2).cloned(),
+                    x.get(2).map(|bias| bias.clone().cast(DType::F32)),
                 )
             });
         }
@@ -122,6 +134,79 @@ pub(super) fn linear_cross_entropy(bench: &mut Bench) {
     }
 }
 
+pub(super) fn linear_distillation(bench: &mut Bench) {
+    // Positions, dim, words of the student, words of the teacher; the last ones are more than a chunk.
+    let shapes = [
+        (0, 4, 5, 5),
+        (1, 8, 3, 3),
+        (7, 33, 65, 65),
+        (129, 16, 301, 260),
+        (1100, 8, 97, 97),
+    ];
+    let divergences = [
+        Divergence::ForwardKl,
+        Divergence::ReverseKl,
+        Divergence::Jsd(0.3),
+        Divergence::Uld,
+    ];
+    for (positions, dim, vocab, teacher_vocab) in shapes {
+        let targets: Vec<u32> = (0..positions as u32)
+            .map(|i| (i * 7919 + 1) % vocab as u32)
+            .collect();
+        for divergence in divergences {
+            for top in [false, true] {
+                let sorted = divergence == Divergence::Uld;
+                // Where two sorted probabilities are equal to rounding, the slope of what lies between them is not known:
+                // among so many, some are.
+                if sorted && (top || positions > 1000) {
+                    continue;
+                }
+                let softcap = (positions > 7).then_some(3.0);
+                let settings = Distillation {
+                    divergence,
+                    temperature: if top { 1.0 } else { 1.5 },
+                    weight: 0.7,
+                    cross_entropy_weight: 0.3,
+                    softcap,
+                };
+                let case = format!(
+                    "{positions}x{dim}, {vocab} and {teacher_vocab} words, {divergence:?}, top {top}"
+                );
+                bench.pass(&case, &[&[positions, dim], &[vocab, dim]], |x| {
+                    let hidden = x[0].clone().reshape([positions, dim]);
+                    let teacher = if top {
+                        Teacher::Top(Arc::new(some_top(positions, vocab)))
+                    } else {
+                        let device = x[0].device().inner();
+                        let some = |rows: usize| {
+                            let all = Tensor::<1>::from_data(&some_weight(rows * dim)[..], &device);
+                            all.cast(x[0].dtype()).reshape([rows, dim])
+                        };
+                        Teacher::Hidden {
+                            hidden: some(positions),
+                            head: some(teacher_vocab),
+                            softcap,
+                        }
+                    };
+                    let head = x[1].clone().reshape([vocab, dim]);
+                    crate::linear_distillation(hidden, head, &targets, &teacher, settings)
+                });
+            }
+        }
+    }
+}
+
+/// Two words of each position with most of the probability.
+fn some_top(positions: usize, vocab: usize) -> TopK {
+    let first = |i: usize| (i * 31 % vocab) as u32;
+    let second = |i: usize| ((i * 31 + 1) % vocab) as u32;
+    TopK {
+        k: 2,
+        ids: (0..positions).flat_map(|i| [first(i), second(i)]).collect(),
+        log_probabilities: [0.6f32.ln(), 0.3f32.ln()].repeat(positions),
+    }
+}
+
 pub(super) fn lora_linear(bench: &mut Bench) {
     for (rows, input, output, rank) in [(1, 8, 5, 1), (7, 33, 65, 4), (129, 96, 40, 16)] {
         let shapes: [&[usize]; 4] = [&[rows, input], &[rank, input], &[output, rank], &[output]];
@@ -130,10 +215,10 @@ pub(super) fn lora_linear(bench: &mut Bench) {
                 format!("{rows}x{input}x{output}, rank {rank}, dora {dora}, dropout {dropped}");
             bench.pass(&case, &shapes[..if dora { 4 } else { 3 }], |x| {
                 let adapter = Adapter {
-                    a: x[1].clone().reshape([rank, input]),
-                    b: x[2].clone().reshape([output, rank]),
+                    a: x[1].clone().cast(DType::F32).reshape([rank, input]),
+                    b: x[2].clone().cast(DType::F32).reshape([output, rank]),
                     scale: 2.0,
-                    magnitude: x.get(3).cloned(),
+                    magnitude: x.get(3).map(|lengths| lengths.clone().cast(DType::F32)),
                     dropout: dropped.then_some(Dropout {
                         probability: 0.25,
                         seed: 7,
@@ -157,14 +242,15 @@ pub(super) fn nf4_linear(bench: &mut Bench) {
             let weight = some_weight(output * input);
             let weight = Nf4::quantise(&weight, [output, input], &x[0].device().inner());
             let rows = x[0].clone().reshape([rows, input]);
-            crate::nf4_linear(rows, &weight, Some(x[1].clone()))
+            crate::nf4_linear(rows, &weight, Some(x[1].clone().cast(DType::F32)))
         });
     }
 }
 
 fn some_weight(count: usize) -> Vec<f32> {
+    // Seven bits: every format holds them.
     (0..count)
-        .map(|i| (i * 37 % 100) as f32 / 50.0 - 1.0)
+        .map(|i| (i * 37 % 100) as f32 / 64.0 - 0.75)
         .collect()
 }
 
@@ -316,6 +402,61 @@ pub(super) fn adamw_step(bench: &mut Bench) {
             .zip(ours.iter().zip(&exact))
         {
             bench.record(format!("{shape:?}, five steps: {name}"), ours, exact);
+        }
+    }
+}
+
+pub(super) fn adamw_8bit_step(bench: &mut Bench) {
+    let settings = AdamW {
+        learning_rate: 1e-2,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        rounding_seed: 0,
+    };
+    const ORDERS: [MomentOrder; 2] = [MomentOrder::First, MomentOrder::Second];
+    for shape in [[1, 1], [7, 33], [16, 32], [129, 257]] {
+        let cpu = Device::flex();
+        let count = shape[0] * shape[1];
+        let mut exact: Tensor<2> = bench.tensor(1, shape, &cpu, DType::F32);
+        let mut exact_moments = Moments8::zeros(count, &cpu);
+        for step in 1..=5 {
+            // Each step from where the CPU stands: a code that falls to the other side of a middle moves what follows.
+            let on_host = ORDERS.map(|order| Quantised {
+                codes: exact_moments.codes(order).into_owned(),
+                scales: exact_moments.scales(order).into_owned(),
+            });
+            let mut moments = Moments8::from_host(on_host, &bench.device);
+            let start = bench.on_device(numbers(exact.clone()), shape);
+            let narrowed = Tensor::from_data(start.to_data().convert::<f32>(), &cpu);
+            let gradient = bench.tensor(step + 1, shape, &bench.device, DType::F32);
+            let ours = crate::adamw_8bit_step(start, gradient, &mut moments, &settings, step);
+            let gradient = bench.tensor(step + 1, shape, &cpu, DType::F32);
+            exact = crate::adamw_8bit_step(narrowed, gradient, &mut exact_moments, &settings, step);
+            let case = format!("{shape:?}, step {step}");
+            let (ours, theirs) = (numbers(ours), numbers(exact.clone()));
+            bench.record(format!("{case}: parameter"), &ours, &theirs);
+            for order in ORDERS {
+                let case = format!("{case}: {order:?} moment");
+                let scales = [&moments, &exact_moments].map(|moments| moments.scales(order));
+                bench.record(format!("{case}, scales"), &scales[0], &scales[1]);
+                let codes = [&moments, &exact_moments].map(|moments| moments.codes(order));
+                let apart = codes[0].iter().zip(codes[1].iter());
+                let apart: Vec<u8> = apart.map(|(a, b)| a.abs_diff(*b)).collect();
+                // A number within rounding of a middle may get the code beside.
+                let far = apart.iter().filter(|&&apart| apart > 1).count();
+                bench.record(
+                    format!("{case}, codes beyond the next"),
+                    &[far as f32],
+                    &[0.0],
+                );
+                if count > 10_000 {
+                    let share = apart.iter().filter(|&&apart| apart > 0).count() as f32;
+                    let share = share / count as f32;
+                    bench.record(format!("{case}, share of other codes"), &[share], &[0.0]);
+                }
+            }
         }
     }
 }

@@ -16,13 +16,16 @@ const OPERATIONS: &[(&str, Cases)] = &[
     ("rope", cases::rope),
     ("swiglu", cases::swiglu),
     ("geglu_tanh", cases::geglu_tanh),
+    ("dropout", cases::dropout),
     ("linear", cases::linear),
     ("lora_linear", cases::lora_linear),
     ("nf4_linear", cases::nf4_linear),
     ("linear_cross_entropy", cases::linear_cross_entropy),
+    ("linear_distillation", cases::linear_distillation),
     ("attention", cases::attention),
     ("paged_attention", cases::paged_attention),
     ("adamw_step", cases::adamw_step),
+    ("adamw_8bit_step", cases::adamw_8bit_step),
     ("squared_norm", cases::squared_norm),
 ];
 
@@ -65,18 +68,34 @@ impl fmt::Display for Comparison {
     }
 }
 
+/// The names of all operations with a device side.
+pub fn operations() -> impl Iterator<Item = &'static str> {
+    OPERATIONS.iter().map(|(op, _)| *op)
+}
+
 /// Runs every operation on `device` (without autodiff) in `dtype` and on the CPU in f32 from the same numbers.
 pub fn compare(device: &Device, dtype: DType) -> Vec<Comparison> {
+    operations()
+        .flat_map(|op| compare_operation(op, device, dtype))
+        .collect()
+}
+
+/// [`compare`] for one operation.
+///
+/// # Panics
+/// It is none of [`operations`].
+pub fn compare_operation(op: &str, device: &Device, dtype: DType) -> Vec<Comparison> {
+    let (op, cases) = OPERATIONS
+        .iter()
+        .find(|(name, _)| *name == op)
+        .unwrap_or_else(|| panic!("parity: no operation `{op}`"));
     let mut bench = Bench {
         device: device.clone(),
         dtype,
-        op: "",
+        op,
         comparisons: Vec::new(),
     };
-    for (op, cases) in OPERATIONS {
-        bench.op = op;
-        cases(&mut bench);
-    }
+    cases(&mut bench);
     bench.comparisons
 }
 
@@ -149,6 +168,12 @@ impl Bench {
             error,
             tolerance: tolerance(&self.device, self.dtype),
         });
+    }
+
+    /// Given numbers, rounded to [`Bench::dtype`].
+    fn on_device<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        let data = TensorData::new(values, shape).convert_dtype(self.dtype);
+        Tensor::from_data(data, (&self.device, self.dtype))
     }
 
     /// Numbers between −1 and 1 that [`Bench::dtype`] can hold, the same ones on every device.

@@ -9,7 +9,8 @@ use crate::fused;
 /// `table[ids[i]] += rows[i]`, in the order of `i`; in place when nobody else holds the table.
 ///
 /// # Shapes
-/// `table`: `[vocab, dim]`, `ids`: `count` row numbers below `vocab`, `rows`: `[count, dim]`, all without autodiff
+/// `table`: `[vocab, dim]`, `ids`: `count` row numbers below `vocab`, `rows`: `[count, dim]`, all without autodiff; the rows may
+/// be narrower numbers than the table's
 pub fn add_rows(table: Tensor<2>, ids: &[u32], rows: Tensor<2>) -> Tensor<2> {
     let [vocab, dim] = table.dims();
     assert_eq!(
@@ -35,5 +36,6 @@ pub fn reference(table: Tensor<2>, ids: &[u32], rows: Tensor<2>) -> Tensor<2> {
     let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let ids = TensorData::new(ids, [rows.dims()[0]]);
     let ids = Tensor::<1, Int>::from_data(ids, &table.device());
+    let rows = rows.cast(table.dtype());
     table.select_assign(0, ids, rows, IndexingUpdateOp::Add)
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sysgen_core::config::Optim;
 use sysgen_model::{Decoder, Device, ExportDtype, Lora, ModelConfig, Weight, WeightDtype};
-use sysgen_ops::AdamW;
+use sysgen_ops::{AdamW, MomentOrder};
 use sysgen_train::batch::Batch;
 use sysgen_train::example::Example;
 use sysgen_train::optim::{Optimizer, State};
@@ -87,9 +87,9 @@ fn bits(trainer: &Trainer) -> Vec<u32> {
                 }
             }
             State::Quantised(moments) => {
-                for moment in [&moments.first, &moments.second] {
-                    all.extend(moment.codes.iter().map(|&code| u32::from(code)));
-                    all.extend(words(moment.scales.clone()));
+                for order in [MomentOrder::First, MomentOrder::Second] {
+                    all.extend(moments.codes(order).iter().map(|&code| u32::from(code)));
+                    all.extend(words(moments.scales(order).into_owned()));
                 }
             }
         }

@@ -1,8 +1,13 @@
 //! Dropout whose mask is a pure function of a seed: the same in a second forward pass, after a restart, on every device.
 
+#[cfg(feature = "cube")]
+mod cuda;
+
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::fused::{self, Fused, Pass};
 use crate::simd::TASK;
 
@@ -18,6 +23,10 @@ pub struct Dropout {
 /// `x` with some numbers at 0 and the rest scaled up, so that the mean stays.
 pub fn dropout<const D: usize>(x: Tensor<D>, settings: Dropout) -> Tensor<D> {
     let shape = x.dims();
+    #[cfg(feature = "cube")]
+    if device::serves(&x) {
+        return device::apply(settings, [x.into()]);
+    }
     if !fused::serves(&x) {
         return reference(x, settings);
     }
@@ -34,18 +43,26 @@ pub fn reference<const D: usize>(x: Tensor<D>, settings: Dropout) -> Tensor<D> {
 }
 
 impl Dropout {
+    /// What is left is multiplied with it.
+    fn keep(&self) -> f32 {
+        (1.0 / (1.0 - self.probability)) as f32
+    }
+
+    /// A number is dropped when its 32 random bits are below this share of all.
+    fn limit(&self) -> u64 {
+        (self.probability * 2f64.powi(32)) as u64
+    }
+
     /// Multiplies every number with its place's factor.
     fn mask(&self, values: &mut [f32]) {
-        let keep = 1.0 / (1.0 - self.probability);
-        // A number is dropped when its 32 random bits are below this share of all.
-        let limit = (self.probability * 2f64.powi(32)) as u64;
+        let (keep, limit) = (self.keep(), self.limit());
         values
             .par_chunks_mut(TASK)
             .enumerate()
             .for_each(|(chunk, values)| {
                 for (i, value) in values.iter_mut().enumerate() {
                     let bits = random_bits(self.seed, (chunk * TASK + i) as u64);
-                    *value *= if bits < limit { 0.0 } else { keep as f32 };
+                    *value *= if bits < limit { 0.0 } else { keep };
                 }
             });
     }

@@ -1,0 +1,136 @@
+//! `linear_distillation` on a device: some positions at a time go through plain tensor operations, forward and once more going
+//! back, so that the logits of a batch never exist. Logits are f32 in a model of any dtype.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+
+use super::reference::{Theirs, losses};
+use super::{Distillation, Teacher};
+use crate::device::{Kernels, plain, primitive};
+use crate::linear::linear_to;
+
+/// Bytes of one side's logits that exist at a time. Going back holds some twenty times as much.
+const LOGIT_BYTES: usize = 64 << 20;
+/// Positions of a chunk, at most.
+const MOST: usize = 1024;
+
+/// Inputs are hidden and head; saves both.
+#[derive(Debug)]
+pub(super) struct LinearDistillation {
+    pub(super) targets: Vec<u32>,
+    pub(super) teacher: Teacher,
+    pub(super) settings: Distillation,
+}
+
+impl Kernels for LinearDistillation {
+    fn forward(&self, inputs: Vec<CubeTensor>, wanted: &[bool]) -> (CubeTensor, Vec<CubeTensor>) {
+        let [hidden, head]: [Tensor<2>; 2] = inputs
+            .into_iter()
+            .map(plain)
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("two inputs");
+        let chunks = self.chunks(&head);
+        let losses: Vec<Tensor<1>> = chunks
+            .iter()
+            .map(|chunk| self.losses(rows(&hidden, chunk), head.clone(), chunk))
+            .collect();
+        let losses = match losses.is_empty() {
+            true => Tensor::zeros([0], (&hidden.device(), DType::F32)),
+            false => Tensor::cat(losses, 0),
+        };
+        let saved = match wanted {
+            [false, false] => vec![],
+            _ => vec![primitive(hidden), primitive(head)],
+        };
+        (primitive(losses), saved)
+    }
+
+    fn backward(
+        &self,
+        saved: Vec<CubeTensor>,
+        gradient: CubeTensor,
+        wanted: &[bool],
+    ) -> Vec<Option<CubeTensor>> {
+        let [hidden, head]: [Tensor<2>; 2] = saved
+            .into_iter()
+            .map(plain)
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("two saved tensors");
+        let gradient: Tensor<1> = plain(gradient);
+        let mut d_hidden = Vec::new();
+        let mut d_head: Option<Tensor<2>> = None;
+        for chunk in self.chunks(&head) {
+            let graph = |tensor: Tensor<2>, wanted: bool| match wanted {
+                true => tensor.autodiff().require_grad(),
+                false => tensor.autodiff(),
+            };
+            let hidden = graph(rows(&hidden, &chunk), wanted[0]);
+            let head = graph(head.clone(), wanted[1]);
+            let losses = self.losses(hidden.clone(), head.clone(), &chunk);
+            let mut gradients = crate::backward(losses, gradient.clone().slice([chunk]));
+            d_hidden.extend(hidden.grad_remove(&mut gradients));
+            if let Some(part) = head.grad_remove(&mut gradients) {
+                d_head = Some(match d_head {
+                    None => part,
+                    Some(sum) => sum + part,
+                });
+            }
+        }
+        let zeros = |like: &Tensor<2>, dtype| Tensor::zeros(like.dims(), (&like.device(), dtype));
+        let d_hidden = wanted[0].then(|| match d_hidden.is_empty() {
+            true => zeros(&hidden, hidden.dtype()),
+            false => Tensor::cat(d_hidden, 0),
+        });
+        let d_head = wanted[1].then(|| d_head.unwrap_or_else(|| zeros(&head, DType::F32)));
+        vec![d_hidden.map(primitive), d_head.map(primitive)]
+    }
+}
+
+impl LinearDistillation {
+    /// The positions whose logits exist together.
+    fn chunks(&self, head: &Tensor<2>) -> Vec<Range<usize>> {
+        let positions = self.targets.len();
+        let theirs = match &self.teacher {
+            Teacher::Hidden { head, .. } => head.dims()[0],
+            Teacher::Top(_) | Teacher::Spans { .. } => 0,
+        };
+        let bytes_of_a_position = head.dims()[0].max(theirs) * DType::F32.size();
+        let size = (LOGIT_BYTES / bytes_of_a_position).clamp(1, MOST);
+        let starts = (0..positions).step_by(size);
+        starts
+            .map(|from| from..positions.min(from + size))
+            .collect()
+    }
+
+    /// The losses of a chunk, from its hidden states; in the graph of `hidden` and `head`, if they are in one.
+    fn losses(&self, hidden: Tensor<2>, head: Tensor<2>, chunk: &Range<usize>) -> Tensor<1> {
+        let theirs = match &self.teacher {
+            Teacher::Hidden {
+                hidden: theirs,
+                head,
+                softcap,
+            } => {
+                let theirs = rows(&theirs.clone().inner(), chunk);
+                let logits = linear_to(theirs, head.clone().inner(), None, DType::F32);
+                Theirs::Logits(logits, *softcap)
+            }
+            Teacher::Spans { .. } => unreachable!("spans are not cut into chunks"),
+            Teacher::Top(top) => {
+                let words = chunk.start * top.k..chunk.end * top.k;
+                let ids = top.ids[words.clone()].to_vec();
+                Theirs::Top(ids, top.log_probabilities[words].to_vec())
+            }
+        };
+        let logits = linear_to(hidden, head, None, DType::F32);
+        let targets = &self.targets[chunk.clone()];
+        losses(logits, targets, theirs, self.settings)
+    }
+}
+
+fn rows(tensor: &Tensor<2>, chunk: &Range<usize>) -> Tensor<2> {
+    tensor.clone().slice([chunk.clone()])
+}
