@@ -13,7 +13,7 @@ ONE_FIGURE_S = 150  # the longest a figure may take; the first time most of it i
 LEAST_S = 15        # less than this is left: not begun
 # What `sysgen-train doctor --only` checks, a process each: what was found stays found, and kernels that were chosen are kept.
 CHECKS = dict(models="models", elementwise="rms_norm,rope,swiglu,geglu_tanh,dropout", optimizer="adamw_step,adamw_8bit_step,squared_norm",
-              linear="linear", adapters="lora_linear,nf4_linear", loss="linear_cross_entropy", distillation="linear_distillation",
+              linear="linear", adapters="lora_linear,nf4_linear", loss="linear_cross_entropy", distillation="linear_distillation,distillation_of_spans",
               attention="attention", paged_attention="paged_attention")
 
 ap = argparse.ArgumentParser()

@@ -91,19 +91,36 @@ impl Kernels for LinearDistillation {
 }
 
 impl LinearDistillation {
-    /// The positions whose logits exist together.
+    /// The positions whose logits exist together, no span divided.
     fn chunks(&self, head: &Tensor<2>) -> Vec<Range<usize>> {
         let positions = self.targets.len();
         let theirs = match &self.teacher {
-            Teacher::Hidden { head, .. } => head.dims()[0],
-            Teacher::Top(_) | Teacher::Spans { .. } => 0,
+            Teacher::Hidden { head, .. } | Teacher::Spans { head, .. } => head.dims()[0],
+            Teacher::Top(_) => 0,
         };
         let bytes_of_a_position = head.dims()[0].max(theirs) * DType::F32.size();
         let size = (LOGIT_BYTES / bytes_of_a_position).clamp(1, MOST);
-        let starts = (0..positions).step_by(size);
-        starts
-            .map(|from| from..positions.min(from + size))
-            .collect()
+        let (mut chunks, mut from) = (Vec::new(), 0);
+        while from < positions {
+            let end = self.between_spans(from, positions.min(from + size));
+            chunks.push(from..end);
+            from = end;
+        }
+        chunks
+    }
+
+    /// `end`, or where the span around it begins; behind that span if it begins at `from`.
+    fn between_spans(&self, from: usize, end: usize) -> usize {
+        let Teacher::Spans { spans, .. } = &self.teacher else {
+            return end;
+        };
+        let around = spans.partition_point(|(ours, _)| ours.end <= end);
+        match spans.get(around) {
+            Some((ours, _)) if ours.start >= end => end,
+            Some((ours, _)) if ours.start > from => ours.start,
+            Some((ours, _)) => ours.end,
+            None => end,
+        }
     }
 
     /// The losses of a chunk, from its hidden states; in the graph of `hidden` and `head`, if they are in one.
@@ -118,7 +135,35 @@ impl LinearDistillation {
                 let logits = linear_to(theirs, head.clone().inner(), None, DType::F32);
                 Theirs::Logits(logits, *softcap)
             }
-            Teacher::Spans { .. } => unreachable!("spans are not cut into chunks"),
+            Teacher::Spans {
+                hidden: theirs,
+                head,
+                softcap,
+                targets,
+                spans,
+            } => {
+                let first = spans.partition_point(|(ours, _)| ours.start < chunk.start);
+                let end = spans.partition_point(|(ours, _)| ours.end <= chunk.end);
+                match &spans[first..end] {
+                    [] => Theirs::Nothing,
+                    spans => {
+                        let all = spans[0].1.start..spans[spans.len() - 1].1.end;
+                        let moved = |range: &Range<usize>, by| range.start - by..range.end - by;
+                        let theirs = rows(&theirs.clone().inner(), &all);
+                        Theirs::Spans {
+                            logits: linear_to(theirs, head.clone().inner(), None, DType::F32),
+                            softcap: *softcap,
+                            targets: targets[all.clone()].to_vec(),
+                            spans: spans
+                                .iter()
+                                .map(|(ours, theirs)| {
+                                    (moved(ours, chunk.start), moved(theirs, all.start))
+                                })
+                                .collect(),
+                        }
+                    }
+                }
+            }
             Teacher::Top(top) => {
                 let words = chunk.start * top.k..chunk.end * top.k;
                 let ids = top.ids[words.clone()].to_vec();

@@ -12,8 +12,6 @@ mod spans;
 use std::ops::Range;
 use std::sync::Arc;
 
-#[cfg(feature = "cube")]
-use burn::tensor::DType;
 use burn::tensor::Tensor;
 
 #[cfg(feature = "cube")]
@@ -165,10 +163,6 @@ pub fn linear_distillation(
     }
     #[cfg(feature = "cube")]
     if device::serves(&hidden) {
-        if let Teacher::Spans { .. } = teacher {
-            // All logits at once, in f32 in a model of any dtype.
-            return spans::reference(hidden.cast(DType::F32), head, targets, teacher, settings);
-        }
         let op = cuda::LinearDistillation {
             targets: targets.to_vec(),
             teacher: teacher.clone(),

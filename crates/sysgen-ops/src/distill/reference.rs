@@ -2,7 +2,8 @@
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
-use super::{Distillation, Divergence, Teacher, divergence::LEAST, spans};
+use super::spans::of_spans;
+use super::{Distillation, Divergence, Span, Teacher, divergence::LEAST};
 
 /// [`linear_distillation`](crate::linear_distillation) in plain Burn tensors; holds all logits.
 pub fn reference(
@@ -17,13 +18,25 @@ pub fn reference(
         hidden.clone().matmul(head.transpose())
     };
     let theirs = match teacher {
-        Teacher::Spans { .. } => return spans::reference(hidden, head, targets, teacher, settings),
         Teacher::Hidden {
             hidden,
             head,
             softcap,
         } => Theirs::Logits(logits(hidden, head), *softcap),
         Teacher::Top(top) => Theirs::Top(top.ids.clone(), top.log_probabilities.clone()),
+        Teacher::Spans { spans, .. } if spans.is_empty() => Theirs::Nothing,
+        Teacher::Spans {
+            hidden,
+            head,
+            softcap,
+            targets,
+            spans,
+        } => Theirs::Spans {
+            logits: logits(hidden, head),
+            softcap: *softcap,
+            targets: targets.clone(),
+            spans: spans.to_vec(),
+        },
     };
     losses(logits(&hidden, &head), targets, theirs, settings)
 }
@@ -35,6 +48,15 @@ pub(super) enum Theirs {
     Logits(Tensor<2>, Option<f32>),
     /// Its most likely words and their log-probabilities, `[positions, k]`.
     Top(Vec<u32>, Vec<f32>),
+    /// The logits of its own tokens as above, the tokens, and which spans of both sides are compared.
+    Spans {
+        logits: Tensor<2>,
+        softcap: Option<f32>,
+        targets: Vec<u32>,
+        spans: Vec<Span>,
+    },
+    /// None of them is compared.
+    Nothing,
 }
 
 /// The losses from the student's logits `[positions, vocab]` before the soft-cap.
@@ -50,37 +72,49 @@ pub(super) fn losses(
     let cross_entropy = activation::log_softmax(logits.clone(), 1)
         .gather(1, integers(targets, [positions, 1], &device))
         .neg();
-    let (log_p, log_q) = match theirs {
+    let in_graph = logits.is_autodiff();
+    let beside = |theirs: Tensor<2>, softcap: Option<f32>| {
+        let theirs = if in_graph { theirs.autodiff() } else { theirs };
+        capped(theirs, softcap)
+    };
+    let softened = |logits: Tensor<2>| activation::log_softmax(logits.div_scalar(t), 1);
+    let distances = match theirs {
         Theirs::Logits(theirs, softcap) => {
-            let theirs = match logits.is_autodiff() {
-                true => theirs.autodiff(),
-                false => theirs,
-            };
-            let theirs = capped(theirs, softcap);
+            let theirs = beside(theirs, softcap);
             let both = match settings.divergence {
                 Divergence::Uld => usize::MAX,
                 _ => theirs.dims()[1].min(logits.dims()[1]),
             };
             let words = |logits: Tensor<2>| {
                 let width = logits.dims()[1].min(both);
-                activation::log_softmax(logits.narrow(1, 0, width).div_scalar(t), 1)
+                softened(logits.narrow(1, 0, width))
             };
-            (words(theirs), words(logits))
+            distance(settings.divergence, words(theirs), words(logits))
         }
         Theirs::Top(ids, log_probabilities) => {
             let shape = [positions, ids.len() / positions.max(1)];
             let p = Tensor::<2>::from_data(TensorData::new(log_probabilities, shape), &device);
             let q = activation::log_softmax(logits, 1).gather(1, integers(&ids, shape, &device));
-            (with_rest(p), with_rest(q))
+            distance(settings.divergence, with_rest(p), with_rest(q))
         }
+        Theirs::Spans {
+            logits: theirs,
+            softcap,
+            targets: their_targets,
+            spans,
+        } => {
+            let [q, p] = [logits, beside(theirs, softcap)].map(softened);
+            of_spans([p, q], [&their_targets, targets], &spans)
+        }
+        Theirs::Nothing => cross_entropy.clone().mul_scalar(0.0),
     };
-    let mixed = distance(settings.divergence, log_p, log_q).mul_scalar(settings.weight)
+    let mixed = distances.mul_scalar(settings.weight)
         + cross_entropy.mul_scalar(settings.cross_entropy_weight);
     mixed.reshape([positions])
 }
 
 /// The distance at every position, `[positions, 1]`.
-fn distance(divergence: Divergence, log_p: Tensor<2>, log_q: Tensor<2>) -> Tensor<2> {
+pub(super) fn distance(divergence: Divergence, log_p: Tensor<2>, log_q: Tensor<2>) -> Tensor<2> {
     let (p, q) = (log_p.clone().exp(), log_q.clone().exp());
     match divergence {
         Divergence::ForwardKl => (p * (log_p - log_q)).sum_dim(1),
@@ -122,7 +156,11 @@ fn with_rest(log: Tensor<2>) -> Tensor<2> {
     Tensor::cat(vec![log, rest], 1)
 }
 
-fn integers(values: &[u32], shape: [usize; 2], device: &burn::tensor::Device) -> Tensor<2, Int> {
+pub(super) fn integers(
+    values: &[u32],
+    shape: [usize; 2],
+    device: &burn::tensor::Device,
+) -> Tensor<2, Int> {
     let values: Vec<i64> = values.iter().map(|&value| i64::from(value)).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }

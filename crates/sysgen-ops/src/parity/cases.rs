@@ -196,6 +196,55 @@ pub(super) fn linear_distillation(bench: &mut Bench) {
     }
 }
 
+/// A teacher with other tokens; the last positions are more than a chunk.
+pub(super) fn distillation_of_spans(bench: &mut Bench) {
+    for (positions, dim, vocab, teacher_vocab) in [(1, 8, 3, 3), (29, 33, 65, 60), (1100, 4, 5, 6)]
+    {
+        let ids = |count: usize, words: usize| -> Vec<u32> {
+            (0..count)
+                .map(|i| (i * 7919 + 1) as u32 % words as u32)
+                .collect()
+        };
+        // Of one to three tokens on either side, and now and then a position in no span.
+        let (mut spans, mut ours, mut theirs) = (Vec::new(), 0, 0);
+        for number in 0.. {
+            let lengths = [1 + number % 3, 1 + number * 5 % 4 % 3];
+            if ours + lengths[0] > positions {
+                break;
+            }
+            spans.push((ours..ours + lengths[0], theirs..theirs + lengths[1]));
+            ours += lengths[0] + usize::from(number % 4 == 3);
+            theirs += lengths[1];
+        }
+        let settings = Distillation {
+            divergence: Divergence::Uld,
+            temperature: 1.5,
+            weight: 0.7,
+            cross_entropy_weight: 0.3,
+            softcap: Some(3.0),
+        };
+        let spans = Arc::new(spans);
+        let case = format!("{positions}x{dim}, {vocab} and {teacher_vocab} words");
+        bench.pass(&case, &[&[positions, dim], &[vocab, dim]], |x| {
+            let device = x[0].device().inner();
+            let some = |rows: usize| {
+                let all = Tensor::<1>::from_data(&some_weight(rows * dim)[..], &device);
+                all.cast(x[0].dtype()).reshape([rows, dim])
+            };
+            let teacher = Teacher::Spans {
+                hidden: some(theirs),
+                head: some(teacher_vocab),
+                softcap: Some(3.0),
+                targets: ids(theirs, teacher_vocab),
+                spans: spans.clone(),
+            };
+            let hidden = x[0].clone().reshape([positions, dim]);
+            let head = x[1].clone().reshape([vocab, dim]);
+            crate::linear_distillation(hidden, head, &ids(positions, vocab), &teacher, settings)
+        });
+    }
+}
+
 /// Two words of each position with most of the probability.
 fn some_top(positions: usize, vocab: usize) -> TopK {
     let first = |i: usize| (i * 31 % vocab) as u32;

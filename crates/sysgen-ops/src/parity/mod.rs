@@ -22,6 +22,7 @@ const OPERATIONS: &[(&str, Cases)] = &[
     ("nf4_linear", cases::nf4_linear),
     ("linear_cross_entropy", cases::linear_cross_entropy),
     ("linear_distillation", cases::linear_distillation),
+    ("distillation_of_spans", cases::distillation_of_spans),
     ("attention", cases::attention),
     ("paged_attention", cases::paged_attention),
     ("adamw_step", cases::adamw_step),
