@@ -7,8 +7,15 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, DeviceKind, DeviceType, Tensor};
 use sysgen_model::{Decoder, Device, KvCache, Lora, Parameter, Pass, Run, Tokens, Weight};
 
-/// Largest differences, relative to the largest number of a result.
-const TOLERANCE: [(DType, f32); 2] = [(DType::F32, 1e-4), (DType::F16, 2e-2)];
+/// Largest differences of a model, relative to the largest number of a result. Gradients of Gemma-2 feel two bytes most: on
+/// this model PyTorch's in f16 are 4.0e-2 from its own in f32 (Llama 7.5e-3, Phi 4.8e-3).
+fn tolerance(dir: &Path, dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => 1e-4,
+        _ if dir.ends_with("gemma2") => 4e-2,
+        _ => 2e-2,
+    }
+}
 
 fn device() -> Option<Device> {
     if Device::enumerate(DeviceType::Wgpu).is_empty() {
@@ -134,12 +141,12 @@ fn compare(what: &str, ours: &Decoder, exact: &Decoder, tolerance: f32) {
 fn models_on_a_device_compute_what_the_cpu_computes() {
     let Some(device) = device() else { return };
     for dir in models() {
-        for (dtype, tolerance) in TOLERANCE {
+        for dtype in [DType::F32, DType::F16] {
             let exact = loaded(&dir, &Device::flex(), DType::F32);
             let ours = loaded(&dir, &device, dtype);
             assert_eq!(ours.dtype(), dtype);
             let what = format!("{} in {dtype:?}", dir.file_name().unwrap().display());
-            compare(&what, &ours, &exact, tolerance);
+            compare(&what, &ours, &exact, tolerance(&dir, dtype));
         }
     }
 }
@@ -173,7 +180,7 @@ fn adapters_beside_frozen_weights_of_two_bytes_have_gradients_in_f32() {
                 },
             );
             let what = format!("{}, DoRA {dora}", dir.file_name().unwrap().display());
-            compare(&what, &ours, &exact, TOLERANCE[1].1);
+            compare(&what, &ours, &exact, tolerance(&dir, DType::F16));
         }
     }
 }
