@@ -41,11 +41,11 @@ const GPU: Tolerance = Tolerance {
     grad_norm: 1e-2,
 };
 
-/// Weights and all that is between them have eight bits, the reference has 24: eight times what f16 was seen to differ on a
-/// software device.
+/// Weights and all that is between them have eight bits, the reference has 24. PyTorch's own bf16 differs from its f32 on these
+/// models by up to 0.53 (Gemma-2; 0.24 elsewhere), 1.6e-2 and 2.7e-2.
 const BF16: Tolerance = Tolerance {
-    logits: 0.25,
-    mean_loss: 1e-2,
+    logits: 0.6,
+    mean_loss: 2e-2,
     grad_norm: 5e-2,
 };
 
