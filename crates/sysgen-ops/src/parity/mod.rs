@@ -3,6 +3,7 @@
 //! For the tests, and for a program that is about to trust a GPU with days of work.
 
 mod cases;
+mod distillation;
 
 use std::fmt;
 
@@ -21,8 +22,8 @@ const OPERATIONS: &[(&str, Cases)] = &[
     ("lora_linear", cases::lora_linear),
     ("nf4_linear", cases::nf4_linear),
     ("linear_cross_entropy", cases::linear_cross_entropy),
-    ("linear_distillation", cases::linear_distillation),
-    ("distillation_of_spans", cases::distillation_of_spans),
+    ("linear_distillation", distillation::linear_distillation),
+    ("distillation_of_spans", distillation::distillation_of_spans),
     ("attention", cases::attention),
     ("paged_attention", cases::paged_attention),
     ("adamw_step", cases::adamw_step),
