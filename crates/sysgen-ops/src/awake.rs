@@ -5,7 +5,7 @@
 //! looks for work while there is a step. Begun inside other work it could wait for what it keeps from going on.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, Mutex, OnceLock, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 
@@ -59,7 +59,14 @@ fn pool() -> Option<ThreadPool> {
     let name = |number| format!("step {number}");
     let builder = ThreadPoolBuilder::new().num_threads(threads);
     let pool = builder.thread_name(name).build().ok()?;
-    pool.spawn_broadcast(|_| look_for_work());
+    // Nobody gets the pool before each thread is in its loop: one that found a step first would begin the loop inside it.
+    let begun = Arc::new(Barrier::new(threads + 1));
+    let all = begun.clone();
+    pool.spawn_broadcast(move |_| {
+        all.wait();
+        look_for_work();
+    });
+    begun.wait();
     Some(pool)
 }
 
