@@ -4,10 +4,10 @@
 mod chat;
 mod encoder_tokenizer;
 mod jinja;
+mod known_words;
 mod markup;
 mod policy;
 mod render;
-mod shared_prefix;
 mod template;
 mod tokenizer;
 

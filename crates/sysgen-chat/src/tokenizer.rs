@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use crate::shared_prefix::{SharedPrefix, cuts_before_spaces};
+use crate::known_words::KnownWords;
 use crate::template::SpecialTokens;
 
 /// Text <-> ids.
@@ -23,7 +23,7 @@ pub struct Tokenizer {
     stop_ids: Vec<u32>,
     vocab_size: usize,
     /// Where texts may be cut without a change of their ids.
-    shared_prefix: Option<SharedPrefix>,
+    known_words: Option<KnownWords>,
 }
 
 impl Tokenizer {
@@ -74,7 +74,7 @@ impl Tokenizer {
             has_dummy_prefix: false,
             stop_ids: Vec::new(),
             vocab_size,
-            shared_prefix: None,
+            known_words: None,
         };
         for name in ["bos_token", "eos_token"] {
             if let Some(text) = tokenizer.special_tokens.get(name)
@@ -91,7 +91,7 @@ impl Tokenizer {
         tokenizer.has_dummy_prefix = ["a", "Hello"]
             .iter()
             .any(|text| tokenizer.after("\n", text) != Some(tokenizer.encode(text)));
-        tokenizer.shared_prefix = cuts_before_spaces(&tokenizer.inner).then(SharedPrefix::default);
+        tokenizer.known_words = KnownWords::of(&tokenizer.inner);
         tokenizer.stop_ids.extend(tokenizer.special_id("eos_token"));
         for file in ["generation_config.json", "config.json"] {
             for id in id_list(&read_json(dir, file)?["eos_token_id"]) {
@@ -116,8 +116,8 @@ impl Tokenizer {
 
     /// The ids of a text that begins here. Never adds special tokens; special tokens written in the text are parsed.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        match &self.shared_prefix {
-            Some(shared) => shared.encode(text, |part| self.encode_whole(part)),
+        match &self.known_words {
+            Some(known) => known.encode(text, |part| self.encode_whole(part)),
             None => self.encode_whole(text),
         }
     }
@@ -227,7 +227,12 @@ impl Tokenizer {
 
     #[cfg(test)]
     pub(crate) fn cuts_before_spaces(&self) -> bool {
-        self.shared_prefix.is_some()
+        self.known_words.is_some()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn known_words(&self) -> usize {
+        self.known_words.as_ref().map_or(0, KnownWords::len)
     }
 
     /// The highest id plus one.
