@@ -18,13 +18,13 @@ use crate::log::{Answer, Answers, Key, Phase};
 use crate::manifest::{Manifest, TagCounts, TokenCounts};
 use crate::pipeline::{ModelIdentity, manifest_path, selection};
 use crate::session::Session;
-use crate::steps::Step;
+use crate::steps::{Step, UNANSWERED};
 use crate::summary::{Sample, Summary};
 
 /// How many finished rows a summary shows.
 const SAMPLES: usize = 3;
 
-/// Writes the data set, its manifest and the timing; every row has all its answers.
+/// Writes the data set, its manifest and the timing; every row has all its answers, or is to be left out without them.
 pub(crate) fn write_dataset(
     config: &RunConfig,
     generate: &GenerateSection,
@@ -99,6 +99,11 @@ impl Session<'_> {
             Step::Kept(kept) => kept,
             Step::Dropped { phase, reason } => {
                 manifest.funnel.drop_row(phase, reason);
+                return Ok(None);
+            }
+            // Not in the log, so that a later run may ask again.
+            Step::Ask(ask) if self.plan.skips_unanswered() => {
+                manifest.funnel.drop_row(ask.phase(), UNANSWERED);
                 return Ok(None);
             }
             Step::Ask(_) => unreachable!("only finished runs are written"),

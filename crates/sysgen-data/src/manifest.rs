@@ -13,6 +13,7 @@ use sysgen_core::files::write_atomically;
 
 use crate::input::{Places, ReadCounts};
 use crate::log::{Key, Phase};
+use crate::steps::UNANSWERED;
 use crate::tag::{RejectReason, Tag};
 use crate::verify::Label;
 
@@ -118,6 +119,14 @@ impl Funnel {
             Phase::Respond => &mut self.respond,
         };
         *counts.dropped.entry(reason.to_string()).or_default() += 1;
+    }
+
+    /// Rows that were left out because an endpoint did not answer them.
+    pub(crate) fn unanswered(&self) -> usize {
+        [&self.draft, &self.verify, &self.respond]
+            .iter()
+            .filter_map(|phase| phase.dropped.get(UNANSWERED))
+            .sum()
     }
 
     /// Fills in the rows that entered and left each phase.

@@ -2,6 +2,7 @@
 //! what happens to a single one is in `request`.
 
 mod request;
+mod streak;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use crate::environment::Environment;
 use crate::generator::{Generator, Judged, Judgement, OnDone, Outcome, Prompt, Reply};
 use crate::input::with_local_files;
 use crate::openai::request::{Client, Reception};
+use crate::openai::streak::Streak;
 use crate::pipeline::{ModelIdentity, needs_model, run_shard_with};
 use crate::shard::Shard;
 use crate::summary::Summary;
@@ -63,8 +65,7 @@ pub(crate) fn identity(config: &RunConfig) -> Result<ModelIdentity> {
 struct Endpoint {
     client: Arc<Client>,
     settings: OpenaiSection,
-    /// Requests in a row that came to nothing.
-    failures: usize,
+    streak: Streak,
     /// The endpoint has answered something.
     has_answered: bool,
 }
@@ -80,7 +81,10 @@ impl Endpoint {
         Ok(Endpoint {
             client: Arc::new(client),
             settings: generate.openai.clone(),
-            failures: 0,
+            streak: Streak::new(
+                generate.openai.max_failures,
+                generate.openai.max_parallel_requests,
+            ),
             has_answered: false,
         })
     }
@@ -114,17 +118,20 @@ impl Endpoint {
         receiver
     }
 
-    /// Counts what came to nothing; the error that ends the run when it was too much in a row.
-    fn failed(&mut self, reason: &str) -> Result<()> {
-        self.failures += 1;
-        if self.failures >= self.settings.max_failures {
-            bail!(
-                "{}: {} requests in a row came to nothing, the last because of: {reason}; nothing is lost, run the same command again once the endpoint is well",
-                self.client.address(),
-                self.failures
-            );
-        }
-        Ok(())
+    /// Counts that request `i` came to nothing; the error that ends the run when it was too much in a row.
+    fn failed(&mut self, i: usize, reason: &str) -> Result<()> {
+        let Some(in_a_row) = self.streak.failed(i) else {
+            return Ok(());
+        };
+        let what_to_do = if self.has_answered {
+            "run the same command again once the endpoint is well"
+        } else {
+            "it has answered nothing at all, check OPENAI_API_KEY, generate.openai.base_url and generate.openai.model, then run the same command again"
+        };
+        bail!(
+            "{}: {in_a_row} requests in a row came to nothing, the last because of: {reason}; nothing is lost, {what_to_do}",
+            self.client.address(),
+        );
     }
 }
 
@@ -133,7 +140,9 @@ impl Generator for Endpoint {
         let stop = Arc::new(AtomicBool::new(false));
         let _stop_on_return = StopOnDrop(Arc::clone(&stop));
         let receiver = self.send(prompts, &stop);
-        // A refusal is the row's fault only if the endpoint answers others: until then it is held back.
+        self.streak.begin();
+        // A refusal is the row's fault only if the endpoint answers others: it is held back until a request that was
+        // begun later is answered.
         let mut refused: Vec<(usize, String)> = Vec::new();
         let mut stopping: Option<Instant> = None;
         loop {
@@ -151,21 +160,24 @@ impl Generator for Endpoint {
             };
             let flow = match reception {
                 Reception::Reply(reply) => {
-                    self.failures = 0;
+                    self.streak.answered(i);
                     self.has_answered = true;
-                    for (i, reason) in refused.drain(..) {
+                    for (i, reason) in refused.extract_if(.., |(earlier, _)| *earlier < i) {
                         let _ = on_done(i, Outcome::Refused(reason));
                     }
                     on_done(i, Outcome::Done(reply))
                 }
-                Reception::TooLong => on_done(i, Outcome::TooLong(0)),
+                Reception::TooLong => {
+                    self.streak.set_aside(i);
+                    on_done(i, Outcome::TooLong(0))
+                }
                 Reception::Refused(reason) => {
-                    self.failed(&reason)?;
+                    self.failed(i, &reason)?;
                     refused.push((i, reason));
                     continue;
                 }
                 Reception::Failed(reason) => {
-                    self.failed(&reason)?;
+                    self.failed(i, &reason)?;
                     on_done(i, Outcome::Failed(reason))
                 }
                 Reception::Fatal(reason) => bail!("{}: {reason}", self.client.address()),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use sysgen_core::config::{GenerateSection, RunConfig, Variant};
+use sysgen_core::config::{Engine, GenerateSection, RunConfig, Variant};
 use sysgen_core::hash::hash_file;
 use sysgen_core::{OutputLock, interrupt, lock_output};
 
@@ -58,6 +58,7 @@ pub fn is_complete_with(config: &RunConfig, model: &ModelIdentity) -> Result<boo
     }
     let plan = Plan::new(config, generate)?;
     Ok(manifest.funnel.kept > 0
+        && (plan.skips_unanswered() || manifest.funnel.unanswered() == 0)
         && manifest.key == key(config, generate, &plan, model)?
         && manifest.dataset_hash == hash_file(&dataset_path(config))?)
 }
@@ -86,6 +87,16 @@ pub fn run_shard_with<'g>(
     model: &ModelIdentity,
     shard: Shard,
     open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
+) -> Result<Summary> {
+    run(config, model, shard, Some(open))
+}
+
+/// As `run_shard_with`; without `open` nobody is asked, and the data set is written of what there is.
+fn run<'g>(
+    config: &RunConfig,
+    model: &ModelIdentity,
+    shard: Shard,
+    open: Option<impl FnOnce() -> Result<Box<dyn Generator + 'g>>>,
 ) -> Result<Summary> {
     let Some(generate) = &config.generate else {
         bail!("the config has no [generate] section; add one to generate data");
@@ -116,8 +127,15 @@ pub fn run_shard_with<'g>(
             .filter(|(position, _)| shard.has(*position))
             .map(|(_, row)| row)
             .collect();
-        session.answer(&of_shard, shard, generate, open, &mut summary)?;
-        summary.interrupted = session.count_waiting(&of_shard)? > 0;
+        let unanswered = match open {
+            Some(open) => session.answer(&of_shard, shard, generate, open, &mut summary)?,
+            None => {
+                let waiting = session.count_waiting(&of_shard)?;
+                may_be_left_out(waiting, rows.len(), generate, &plan)?;
+                waiting
+            }
+        };
+        summary.interrupted = session.count_waiting(&of_shard)? > unanswered;
         if summary.interrupted {
             tracing::warn!("stopped; run the same command again to go on");
             return Ok(summary);
@@ -126,9 +144,13 @@ pub fn run_shard_with<'g>(
             // What the others have written until now is there, too.
             session.log = Some(Log::read(&directory, &key)?);
             let waiting = session.count_waiting(&rows.iter().collect::<Vec<_>>())?;
-            if waiting > 0 {
+            if waiting > unanswered {
+                let or = match plan.skips_unanswered() {
+                    true => ", or were not answered there; `sysgen-data merge` leaves them out",
+                    false => "",
+                };
                 tracing::info!(
-                    "shard {shard} is done; {waiting} of {} rows are still to come from the other shards",
+                    "shard {shard} is done; {waiting} of {} rows are still to come from the other shards{or}",
                     rows.len()
                 );
                 summary.other_shards = true;
@@ -153,13 +175,39 @@ pub fn run_shard_with<'g>(
 /// Writes the data set of a run whose shards are all done.
 ///
 /// # Errors
-/// As `run_with`; and rows without answers.
+/// As `run_with`; and rows without answers, unless they are to be left out.
 pub fn merge_with(config: &RunConfig, model: &ModelIdentity) -> Result<Summary> {
-    run_with(config, model, || {
-        bail!(
-            "some rows have no answers yet; run the shards that are missing, or go on without --shard, and the data set is written by itself"
-        )
-    })
+    run(
+        config,
+        model,
+        Shard::WHOLE,
+        None::<fn() -> Result<Box<dyn Generator>>>,
+    )
+}
+
+/// Whether a data set may be written without the `waiting` rows.
+fn may_be_left_out(
+    waiting: usize,
+    rows: usize,
+    generate: &GenerateSection,
+    plan: &Plan,
+) -> Result<()> {
+    if waiting == 0 {
+        return Ok(());
+    }
+    if plan.skips_unanswered() {
+        tracing::warn!(
+            "{waiting} of {rows} rows have no answers; left out (generate.openai.skip_unanswered)"
+        );
+        return Ok(());
+    }
+    let or = match generate.engine {
+        Engine::Openai => "; --set generate.openai.skip_unanswered=true leaves them out",
+        Engine::Local => "",
+    };
+    bail!(
+        "{waiting} of {rows} rows have no answers yet; run the shards that are missing, or go on without --shard, and the data set is written by itself{or}"
+    )
 }
 
 /// Locks the folder. Every row is answered, so other shards that hold it are about to find that out, too,

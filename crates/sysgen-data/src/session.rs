@@ -52,7 +52,11 @@ impl Session<'_> {
         Ok(waiting)
     }
 
-    /// Has every waiting row answered, as long as nobody asks to stop.
+    /// Has every waiting row answered, as long as nobody asks to stop. The number of rows that the endpoint did not
+    /// answer this time.
+    ///
+    /// # Errors
+    /// Such rows, unless they are to be left out.
     pub(crate) fn answer<'g>(
         &mut self,
         rows: &[&Row],
@@ -60,7 +64,7 @@ impl Session<'_> {
         generate: &GenerateSection,
         open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
         summary: &mut Summary,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         let mut waiting = Vec::new();
         for row in rows {
             if self.is_waiting(row)? {
@@ -69,7 +73,7 @@ impl Session<'_> {
         }
         let log = self.log.as_mut().expect("a log is open");
         if waiting.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let done = rows.len() - waiting.len();
         let had = rows.iter().map(|row| log.count(&row.id)).sum();
@@ -104,12 +108,18 @@ impl Session<'_> {
         (summary.tokens, summary.seconds) = progress.totals();
         outcome?;
         if let Some((row, reason)) = unanswered.first_key_value() {
-            bail!(
-                "{} rows were not answered, {row} because of: {reason}; all others are kept, run the same command again to ask for these once more",
+            let rows = format!(
+                "{} rows were not answered, {row} because of: {reason}",
                 unanswered.len()
             );
+            if !self.plan.skips_unanswered() {
+                bail!(
+                    "{rows}; all others are kept, run the same command again to ask for these once more, or leave them out with --set generate.openai.skip_unanswered=true"
+                );
+            }
+            tracing::warn!("{rows}; left out (generate.openai.skip_unanswered)");
         }
-        Ok(())
+        Ok(unanswered.len())
     }
 
     /// About how many answers a waiting row still needs: a draft, a judgement, and one per turn.

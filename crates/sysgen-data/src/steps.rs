@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use sysgen_core::config::{GenerateSection, RunConfig, Variant, VerifyMethod};
+use sysgen_core::config::{Engine, GenerateSection, RunConfig, Variant, VerifyMethod};
 use sysgen_core::hash::{hash_bytes, seed_from};
 
 use crate::filter::{filter, system_text};
@@ -48,6 +48,17 @@ pub(crate) enum Ask {
     },
 }
 
+impl Ask {
+    /// The phase that the row is in.
+    pub(crate) fn phase(&self) -> Phase {
+        match self {
+            Ask::Draft { .. } => Phase::Draft,
+            Ask::Judge(_) => Phase::Verify,
+            Ask::Respond { .. } => Phase::Respond,
+        }
+    }
+}
+
 /// A request for the model.
 pub(crate) enum Request {
     /// It writes.
@@ -82,6 +93,7 @@ pub(crate) struct Drafted {
 /// Reasons for leaving a row out.
 pub(crate) const TOO_LONG: &str = "longer than the context";
 pub(crate) const REFUSED: &str = "refused by the endpoint";
+pub(crate) const UNANSWERED: &str = "not answered by the endpoint";
 pub(crate) const NOTHING_USABLE: &str = "no usable phrase in any draft";
 pub(crate) const NOTHING_GOOD: &str = "no phrase judged good";
 pub(crate) const EMPTY_ANSWER: &str = "empty answer";
@@ -96,6 +108,11 @@ impl Plan {
             verify_prompt: verify::prompt_file(&generate.verify_prompt)?,
             generate: generate.clone(),
         })
+    }
+
+    /// Whether rows that an endpoint did not answer are left out of the data set.
+    pub(crate) fn skips_unanswered(&self) -> bool {
+        self.generate.engine == Engine::Openai && self.generate.openai.skip_unanswered
     }
 
     pub(crate) fn prompt_hashes(&self) -> [&str; 2] {

@@ -90,8 +90,12 @@ pub struct OpenaiSection {
     /// How often a request is sent again after status 429 or 5xx, a cut connection or an answer that is no
     /// JSON; default 6.
     pub max_retries: usize,
-    /// So many requests in a row that come to nothing, retries included, stop the run; default 10.
+    /// So many requests in a row, in the order they were begun, that come to nothing, retries included, stop the
+    /// run; default 10.
     pub max_failures: usize,
+    /// Rows that the endpoint did not answer this time, all retries done, are left out and counted; default false,
+    /// which writes no data set before they are answered.
+    pub skip_unanswered: bool,
 }
 
 impl Default for OpenaiSection {
@@ -105,6 +109,7 @@ impl Default for OpenaiSection {
             timeout_seconds: 600,
             max_retries: 6,
             max_failures: 10,
+            skip_unanswered: false,
         }
     }
 }

@@ -101,21 +101,21 @@ impl Client {
             if tried >= self.settings.max_retries {
                 return Reception::Failed(format!("{reason} ({} attempts)", tried + 1));
             }
-            let wait = asked.map_or_else(
-                || self.back_off(prompt, tried),
-                |asked| asked.min(LONGEST_ASKED),
-            );
+            // An endpoint may ask for no wait at all, or for a date that is past: the back-off is added to it.
+            let asked = asked.unwrap_or_default().min(LONGEST_ASKED);
+            let wait = asked + self.back_off(prompt, tried);
             tried += 1;
             tracing::debug!(
                 "{}: {reason}; again in {:.1} s",
                 self.url,
                 wait.as_secs_f64()
             );
-            if asked.is_some() {
+            if !asked.is_zero() {
                 // It is the endpoint that is busy, not this request that is unlucky.
                 let mut not_before = self.not_before();
-                *not_before = (*not_before).max(Instant::now() + wait);
-            } else if !sleep(wait, stop) {
+                *not_before = (*not_before).max(Instant::now() + asked);
+            }
+            if !sleep(wait, stop) {
                 return Reception::Stopped;
             }
         }
@@ -202,11 +202,12 @@ impl Client {
                 Attempt::Again(format!("status {status}: {}", complaint(&text)), asked)
             }
             400 | 413 | 422 if is_about_length(&text) => Attempt::Done(Reception::TooLong),
-            400 | 413 | 422 => Attempt::Done(Reception::Refused(format!(
+            // Gateways refuse a single prompt with the last three, too.
+            400 | 413 | 422 | 402 | 403 | 451 => Attempt::Done(Reception::Refused(format!(
                 "status {status}: {}",
                 complaint(&text)
             ))),
-            401 | 403 => Attempt::Done(Reception::Fatal(format!(
+            401 => Attempt::Done(Reception::Fatal(format!(
                 "status {status}: {}; set OPENAI_API_KEY to a key that may ask this model",
                 complaint(&text)
             ))),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sysgen_core::config::RunConfig;
-use sysgen_data::{Environment, Shard, Summary, dataset_path, run_by_endpoint};
+use sysgen_data::{Environment, Shard, Summary, dataset_path, is_complete, merge, run_by_endpoint};
 
 use crate::scripted::{Bench, bytes, data_dir};
 use crate::server::{Request, Response, Server};
@@ -278,6 +278,47 @@ fn a_row_that_gets_no_answer_is_asked_again_by_the_next_run() {
 }
 
 #[test]
+fn a_row_that_never_gets_an_answer_can_be_left_out() {
+    let bench = Bench::new();
+    let server = Server::start(|request| {
+        if request.body.contains("Question 3?") {
+            Response::new(500, "")
+        } else {
+            good(request)
+        }
+    });
+    let strict = config(&bench, &server.url, &["generate.openai.max_retries=0"]);
+    let error = run(&strict).unwrap_err().to_string();
+    assert!(
+        error.contains("--set generate.openai.skip_unanswered=true"),
+        "{error}"
+    );
+    let merge = |config| merge(config, &Environment::default());
+    let error = merge(&strict).unwrap_err().to_string();
+    assert!(
+        error.contains("1 of 12 rows have no answers yet")
+            && error.contains("--set generate.openai.skip_unanswered=true"),
+        "{error}"
+    );
+    let settings = [
+        "generate.openai.max_retries=0",
+        "generate.openai.skip_unanswered=true",
+    ];
+    let without = config(&bench, &server.url, &settings);
+    for summary in [merge(&without).unwrap(), run(&without).unwrap()] {
+        assert_eq!(summary.funnel.kept, ROWS - 1);
+        let dropped = &summary.funnel.draft.dropped;
+        assert_eq!(dropped["not answered by the endpoint"], 1);
+    }
+    assert_eq!(log(&without).len(), 3 * (ROWS - 1), "it may be asked again");
+    let complete = |config| is_complete(config, &Environment::default()).unwrap();
+    assert!(complete(&without) && !complete(&strict));
+    let well = Server::start(good);
+    let config = config(&bench, &well.url, &[]);
+    assert_eq!(run(&config).unwrap().funnel.kept, ROWS);
+}
+
+#[test]
 fn refusals_drop_a_row_only_where_others_are_answered() {
     let bench = Bench::new();
     let server = Server::start(|request| {
@@ -314,6 +355,29 @@ fn refusals_drop_a_row_only_where_others_are_answered() {
     let error = run(&all).unwrap_err().to_string();
     assert!(error.contains("10 requests in a row came to nothing, the last because of: status 400: max_tokens is not supported"), "{error}");
     assert_eq!(log(&all), Vec::<String>::new());
+}
+
+#[test]
+fn fast_refusals_before_the_first_slow_answer_are_drops() {
+    let bench = Bench::new();
+    // All are under way at once, and every second one is refused long before the first answer comes.
+    let statuses = [400, 402, 403, 413, 422, 451];
+    let server = Server::start(move |request| {
+        let number = (0..ROWS).rfind(|i| request.body.contains(&format!("Question {i}?")));
+        match number {
+            Some(i) if i % 2 == 1 => Response::new(statuses[i / 2], "{\"error\":\"moderated\"}"),
+            _ => Response {
+                delay: Duration::from_millis(300),
+                ..good(request)
+            },
+        }
+    });
+    let settings = ["generate.openai.max_failures=3"];
+    let config = config(&bench, &server.url, &settings);
+    let summary = run(&config).unwrap();
+    assert_eq!(summary.funnel.kept, ROWS / 2);
+    let dropped = &summary.funnel.draft.dropped;
+    assert_eq!(dropped["refused by the endpoint"], ROWS / 2);
 }
 
 #[test]
