@@ -11,7 +11,7 @@ use crate::checkpoint::{Shard, decode};
 use crate::config::{ModelConfig, StoredDtype};
 use crate::decoder::Decoder;
 use crate::parameter::{Parameter, Weight};
-use crate::save::{write_json, write_tensors};
+use crate::save::{compare_tensors, write_json, write_tensors};
 
 /// The settings of an adapter.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -116,6 +116,20 @@ impl Decoder {
             &to_json(lora, &self.config, base),
         )
     }
+}
+
+/// Compares the adapter in `dir` with that of `decoder`, byte by byte.
+pub(crate) fn compare_adapter(decoder: &Decoder, dir: &Path, dtype: StoredDtype) -> Result<()> {
+    let read = Lora::read(dir, &decoder.config)?;
+    let own = decoder.lora.as_ref().map(|lora| Lora {
+        target_modules: lora.modules(&decoder.config),
+        ..lora.clone()
+    });
+    ensure!(
+        own == Some(read),
+        "{ADAPTER_CONFIG} describes another adapter"
+    );
+    compare_tensors(&open(dir)?, &decoder.trainable(), dtype)
 }
 
 fn open(dir: &Path) -> Result<Shard> {

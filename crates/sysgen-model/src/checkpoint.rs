@@ -2,17 +2,16 @@
 //! Everything that can be wrong with them is found here, from the headers, before a tensor is made. Writing is `save.rs`.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use serde_json::Value;
 
 use crate::config::{ModelConfig, StoredDtype};
+use crate::mapped::Mapped;
 use crate::names::{EMBEDDING, HEAD, entries, harmless};
 use crate::parameter::{Weight, WeightDtype};
 
@@ -36,7 +35,7 @@ pub(crate) struct Checkpoint {
 /// One safetensors file.
 pub(crate) struct Shard {
     pub(crate) path: PathBuf,
-    bytes: Mmap,
+    bytes: Mapped,
     /// Length of the file's head: the size field and the JSON header.
     head: usize,
     /// In the order of their bytes.
@@ -236,9 +235,11 @@ impl Checkpoint {
         let bytes = shard.bytes_of(tensor);
         if let ([_, _], StoredDtype::Bf16, true) = (shape, stored, dtype != WeightDtype::F32) {
             let values = halves(bytes).map(bf16::from_bits).collect();
+            shard.forget(tensor);
             return Weight::from_bf16(values, shape, device);
         }
         let weight = Weight::from_values(decode(bytes, stored), shape, device);
+        shard.forget(tensor);
         match dtype {
             WeightDtype::Bf16 => weight.in_bf16(),
             _ => weight,
@@ -266,11 +267,7 @@ impl Checkpoint {
 
 impl Shard {
     pub(crate) fn open(path: PathBuf) -> Result<Shard> {
-        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        // SAFETY: the map is read-only. Another program that shortens the file while it is mapped would end this one
-        // by SIGBUS, as for every memory-mapped checkpoint; our own writers never write into a file, they replace it.
-        let bytes = unsafe { Mmap::map(&file) }
-            .with_context(|| format!("cannot map {}", path.display()))?;
+        let bytes = Mapped::open(&path)?;
         let (head, tensors) = parse(&bytes).with_context(|| {
             format!("{} is truncated or not a safetensors file", path.display())
         })?;
@@ -284,6 +281,11 @@ impl Shard {
 
     pub(crate) fn bytes_of(&self, tensor: &Stored) -> &[u8] {
         &self.bytes[tensor.range.clone()]
+    }
+
+    /// Gives the memory of a tensor's bytes back.
+    pub(crate) fn forget(&self, tensor: &Stored) {
+        self.bytes.forget(self.bytes_of(tensor));
     }
 
     /// The size field and the JSON header, as they are in the file.

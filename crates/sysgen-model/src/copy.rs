@@ -66,7 +66,8 @@ impl Linear {
     }
 }
 
-fn place<const D: usize>(tensor: &mut Tensor<D>, device: &Device) {
+/// Moves a tensor.
+pub(crate) fn place<const D: usize>(tensor: &mut Tensor<D>, device: &Device) {
     *tensor = tensor.clone().to_device(device);
 }
 

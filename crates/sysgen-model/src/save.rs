@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Checkpoint, INDEX, SINGLE, Shard};
+use crate::checkpoint::{Checkpoint, INDEX, SINGLE, Shard, Stored};
 use crate::config::{ModelConfig, StoredDtype};
 use crate::names::{EMBEDDING, HEAD, harmless};
-use crate::parameter::{Parameter, Weight};
+use crate::parameter::Parameter;
 
 /// The largest shard, in bytes of tensors: `transformers`' default of 5 GB.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -45,10 +45,54 @@ impl ExportDtype {
     }
 }
 
+/// A parameter to be written: its values are made on the host when its turn comes, and given up again.
+pub(crate) struct Content<'a> {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    /// What it is kept in.
+    pub(crate) kept: StoredDtype,
+    pub(crate) values: Box<dyn Fn() -> Result<Vec<f32>> + 'a>,
+}
+
+impl<'a> Content<'a> {
+    fn of(parameter: &'a Parameter) -> Content<'a> {
+        Content {
+            name: parameter.name.clone(),
+            shape: parameter.tensor.shape(),
+            kept: match parameter.tensor.is_bf16() {
+                true => StoredDtype::Bf16,
+                false => StoredDtype::F32,
+            },
+            values: Box::new(|| Ok(parameter.tensor.to_vec())),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    fn encode(&self, dtype: StoredDtype, out: &mut dyn Write) -> io::Result<()> {
+        let values = (self.values)().map_err(io::Error::other)?;
+        encode(&self.name, &values, dtype, out)
+    }
+}
+
 /// Writes `parameters` to `dir`, which is created if need be and must hold no other weight files.
 pub(crate) fn save(
     config: &ModelConfig,
     parameters: &[Parameter],
+    dir: &Path,
+    dtype: ExportDtype,
+    like: Option<&Path>,
+) -> Result<()> {
+    let contents: Vec<Content> = parameters.iter().map(Content::of).collect();
+    save_contents(config, &contents, dir, dtype, like)
+}
+
+/// As [`save`], of parameters that are made one at a time.
+pub(crate) fn save_contents(
+    config: &ModelConfig,
+    parameters: &[Content],
     dir: &Path,
     dtype: ExportDtype,
     like: Option<&Path>,
@@ -79,7 +123,7 @@ pub(crate) fn save(
     let stored = match dtype {
         ExportDtype::Auto => common.unwrap_or(config.stored_dtype),
         ExportDtype::Of(wanted) => wanted,
-        ExportDtype::Kept => match parameters.iter().any(|p| p.tensor.is_bf16()) {
+        ExportDtype::Kept => match parameters.iter().any(|p| p.kept == StoredDtype::Bf16) {
             true => StoredDtype::Bf16,
             false => StoredDtype::F32,
         },
@@ -87,10 +131,130 @@ pub(crate) fn save(
     write_config(config, dir, stored, like)
 }
 
+/// Compares the model directory `dir`, as [`save_contents`] has written it, with what it was written from: the files' bytes
+/// with each parameter encoded once more, one at a time, and `config.json` with the configuration.
+///
+/// # Errors
+/// A file cannot be read, or what differs.
+pub(crate) fn compare(
+    config: &ModelConfig,
+    parameters: &[Content],
+    dir: &Path,
+    dtype: ExportDtype,
+) -> Result<()> {
+    let stated = ModelConfig::from_directory(dir)?;
+    ensure!(
+        without_dtype(&stated.json) == without_dtype(&config.json),
+        "config.json describes another model"
+    );
+    let written = Checkpoint::open(dir)?;
+    written.check(config)?;
+    for parameter in parameters {
+        let wanted = match dtype {
+            ExportDtype::Auto => None,
+            ExportDtype::Of(wanted) => Some(wanted),
+            ExportDtype::Kept => Some(parameter.kept),
+        };
+        let (shard, stored) = written
+            .find(&parameter.name)
+            .expect("`check` has seen every tensor of the model");
+        compare_tensor(shard, stored, parameter, wanted)?;
+    }
+    Ok(())
+}
+
+/// The same of a file that [`write_tensors`] has written.
+pub(crate) fn compare_tensors(
+    shard: &Shard,
+    parameters: &[Parameter],
+    dtype: StoredDtype,
+) -> Result<()> {
+    ensure!(
+        shard.tensors.len() == parameters.len(),
+        "{} holds {} tensors instead of {}",
+        shard.path.display(),
+        shard.tensors.len(),
+        parameters.len()
+    );
+    for parameter in parameters {
+        let stored = shard.tensors.iter().find(|t| t.name == parameter.name);
+        let stored = stored.with_context(|| format!("`{}` is missing", parameter.name))?;
+        compare_tensor(shard, stored, &Content::of(parameter), Some(dtype))?;
+    }
+    Ok(())
+}
+
+fn compare_tensor(
+    shard: &Shard,
+    stored: &Stored,
+    parameter: &Content,
+    wanted: Option<StoredDtype>,
+) -> Result<()> {
+    let place = || format!("tensor `{}` in {}", parameter.name, shard.path.display());
+    let dtype = stored
+        .dtype
+        .filter(|&dtype| wanted.is_none_or(|wanted| wanted == dtype));
+    let Some(dtype) = dtype else {
+        bail!("{} is stored as {}", place(), stored.dtype_name);
+    };
+    ensure!(
+        stored.shape == parameter.shape,
+        "{} has shape {:?} instead of {:?}",
+        place(),
+        stored.shape,
+        parameter.shape
+    );
+    let mut comparison = Comparison {
+        expected: shard.bytes_of(stored),
+        differing: 0,
+    };
+    parameter
+        .encode(dtype, &mut comparison)
+        .with_context(place)?;
+    let differing = comparison.differing + comparison.expected.len();
+    ensure!(differing == 0, "{}: {differing} bytes differ", place());
+    shard.forget(stored);
+    Ok(())
+}
+
+/// Takes bytes as a file would, and holds them against those of one.
+struct Comparison<'a> {
+    /// What has not been compared yet.
+    expected: &'a [u8],
+    differing: usize,
+}
+
+impl Write for Comparison<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let both = self.expected.len().min(bytes.len());
+        let (expected, rest) = self.expected.split_at(both);
+        if *expected != bytes[..both] {
+            let pairs = expected.iter().zip(bytes);
+            self.differing += pairs.filter(|(a, b)| a != b).count();
+        }
+        self.differing += bytes.len() - both;
+        self.expected = rest;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `config.json` without what says the number format of the files beside it.
+fn without_dtype(json: &Value) -> Value {
+    let mut json = json.clone();
+    if let Some(object) = json.as_object_mut() {
+        object.retain(|key, _| key != "dtype" && key != "torch_dtype");
+    }
+    json
+}
+
 /// Same files, names, order, number formats and metadata as `source`.
 fn write_like(
     source: &Checkpoint,
-    parameters: &[Parameter],
+    parameters: &[Content],
     dir: &Path,
     like: Option<&Path>,
 ) -> Result<()> {
@@ -109,7 +273,7 @@ fn write_like(
                     &tensor.name
                 };
                 match (find(parameters, name), tensor.dtype) {
-                    (Some(weight), Some(dtype)) => encode(name, &weight.to_vec(), dtype, out)?,
+                    (Some(parameter), Some(dtype)) => parameter.encode(dtype, out)?,
                     _ => {
                         debug_assert!(harmless(&tensor.name));
                         out.write_all(shard.bytes_of(tensor))?;
@@ -126,10 +290,10 @@ fn write_like(
 }
 
 /// A layout of our own: tensors of a format in alphabetical order, as many shards as needed; without a format, each in its own.
-fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: Option<StoredDtype>) -> Result<()> {
-    let mut sorted: Vec<&Parameter> = parameters.iter().collect();
+fn write_fresh(parameters: &[Content], dir: &Path, dtype: Option<StoredDtype>) -> Result<()> {
+    let mut sorted: Vec<&Content> = parameters.iter().collect();
     // Wider numbers first, as safetensors itself does it, so that all are aligned.
-    let order = |p: &Parameter| std::cmp::Reverse(width(stored_dtype(p, dtype)));
+    let order = |p: &Content| std::cmp::Reverse(width(stored_dtype(p, dtype)));
     sorted.sort_by(|a, b| (order(a), &a.name).cmp(&(order(b), &b.name)));
     let shards = split(&sorted, MAX_SHARD_BYTES, |p| stored_bytes(p, dtype));
     let files: Vec<String> = match shards.len() {
@@ -143,7 +307,7 @@ fn write_fresh(parameters: &[Parameter], dir: &Path, dtype: Option<StoredDtype>)
         write_shard(&dir.join(file), shard, dtype)?;
     }
     if files.len() > 1 {
-        let count: usize = parameters.iter().map(|p| p.tensor.len()).sum();
+        let count: usize = parameters.iter().map(Content::len).sum();
         let bytes: u64 = parameters.iter().map(|p| stored_bytes(p, dtype)).sum();
         let mut map = Map::new();
         for (shard, file) in shards.iter().zip(&files) {
@@ -166,25 +330,22 @@ pub(crate) fn write_tensors(
     parameters: &[Parameter],
     dtype: StoredDtype,
 ) -> Result<()> {
-    let mut sorted: Vec<&Parameter> = parameters.iter().collect();
+    let contents: Vec<Content> = parameters.iter().map(Content::of).collect();
+    let mut sorted: Vec<&Content> = contents.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
     write_shard(path, &sorted, Some(dtype))
 }
 
 /// The format a tensor is written in.
-fn stored_dtype(parameter: &Parameter, dtype: Option<StoredDtype>) -> StoredDtype {
-    let kept = match parameter.tensor.is_bf16() {
-        true => StoredDtype::Bf16,
-        false => StoredDtype::F32,
-    };
-    dtype.unwrap_or(kept)
+fn stored_dtype(parameter: &Content, dtype: Option<StoredDtype>) -> StoredDtype {
+    dtype.unwrap_or(parameter.kept)
 }
 
-fn stored_bytes(parameter: &Parameter, dtype: Option<StoredDtype>) -> u64 {
-    parameter.tensor.len() as u64 * width(stored_dtype(parameter, dtype))
+fn stored_bytes(parameter: &Content, dtype: Option<StoredDtype>) -> u64 {
+    parameter.len() as u64 * width(stored_dtype(parameter, dtype))
 }
 
-fn write_shard(path: &Path, parameters: &[&Parameter], dtype: Option<StoredDtype>) -> Result<()> {
+fn write_shard(path: &Path, parameters: &[&Content], dtype: Option<StoredDtype>) -> Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut at = 0;
@@ -193,7 +354,7 @@ fn write_shard(path: &Path, parameters: &[&Parameter], dtype: Option<StoredDtype
         let dtype = dtype_name(stored_dtype(parameter, dtype));
         header.insert(
             parameter.name.clone(),
-            json!({ "dtype": dtype, "shape": parameter.tensor.shape(), "data_offsets": [at, end] }),
+            json!({ "dtype": dtype, "shape": parameter.shape, "data_offsets": [at, end] }),
         );
         at = end;
     }
@@ -205,25 +366,19 @@ fn write_shard(path: &Path, parameters: &[&Parameter], dtype: Option<StoredDtype
     write_file(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(header.as_bytes())?;
-        parameters.iter().try_for_each(|parameter| {
-            let values = parameter.tensor.to_vec();
-            encode(
-                &parameter.name,
-                &values,
-                stored_dtype(parameter, dtype),
-                out,
-            )
-        })
+        parameters
+            .iter()
+            .try_for_each(|parameter| parameter.encode(stored_dtype(parameter, dtype), out))
     })
 }
 
 /// Consecutive groups of at most `limit` bytes; a larger tensor is alone.
-fn split<'a>(
-    parameters: &[&'a Parameter],
+fn split<'a, 'b>(
+    parameters: &[&'a Content<'b>],
     limit: u64,
-    bytes: impl Fn(&Parameter) -> u64,
-) -> Vec<Vec<&'a Parameter>> {
-    let mut shards: Vec<Vec<&Parameter>> = vec![Vec::new()];
+    bytes: impl Fn(&Content) -> u64,
+) -> Vec<Vec<&'a Content<'b>>> {
+    let mut shards: Vec<Vec<&Content>> = vec![Vec::new()];
     let mut held = 0;
     for &parameter in parameters {
         let size = bytes(parameter);
@@ -334,11 +489,8 @@ fn encode(name: &str, values: &[f32], dtype: StoredDtype, out: &mut dyn Write) -
     Ok(())
 }
 
-fn find<'a>(parameters: &'a [Parameter], name: &str) -> Option<&'a Weight> {
-    parameters
-        .iter()
-        .find(|parameter| parameter.name == name)
-        .map(|parameter| &parameter.tensor)
+fn find<'a, 'b>(parameters: &'a [Content<'b>], name: &str) -> Option<&'a Content<'b>> {
+    parameters.iter().find(|parameter| parameter.name == name)
 }
 
 fn file_name(shard: &Shard) -> String {
@@ -392,24 +544,24 @@ fn write_file(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
 
     #[test]
     fn shards_hold_whole_tensors_up_to_the_limit() {
         let sizes = [3, 4, 3, 20, 1, 1];
-        let parameters: Vec<Parameter> = sizes
+        let parameters: Vec<Content> = sizes
             .iter()
-            .map(|size| Parameter {
+            .map(|&size| Content {
                 name: size.to_string(),
-                tensor: Weight::from_values(vec![0.0; *size], &[*size], &Device::flex()),
+                shape: vec![size],
+                kept: StoredDtype::F32,
+                values: Box::new(move || Ok(vec![0.0; size])),
             })
             .collect();
-        let all: Vec<&Parameter> = parameters.iter().collect();
+        let all: Vec<&Content> = parameters.iter().collect();
         let lengths = |limit| -> Vec<Vec<usize>> {
-            let shards = split(&all, limit, |p| p.tensor.len() as u64);
-            let lengths = |shard: &Vec<&Parameter>| shard.iter().map(|p| p.tensor.len()).collect();
+            let shards = split(&all, limit, |p| p.len() as u64);
+            let lengths = |shard: &Vec<&Content>| shard.iter().map(|p| p.len()).collect();
             shards.iter().map(lengths).collect()
         };
         assert_eq!(lengths(7), [vec![3, 4], vec![3], vec![20], vec![1, 1]]);

@@ -1,10 +1,10 @@
 //! The tensors of a decoder as layers; they are listed in the order of `names.rs`.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use sysgen_ops::{Adapter, Dropout, LinearWeight, Nf4, Packed};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, StoredDtype};
 use crate::names::{Entry, entries};
 use crate::parameter::Weight;
 
@@ -181,13 +181,49 @@ impl Weights {
 
     /// The tensors in the order of [`entries`].
     pub(crate) fn into_list(self) -> Vec<Weight> {
-        let mut list = vec![Weight::Matrix(self.embedding.into_tensor())];
+        self.into_kept()
+            .into_iter()
+            .map(Kept::into_weight)
+            .collect()
+    }
+
+    /// The parameters as they are kept, in the order of [`entries`].
+    pub(crate) fn into_kept(self) -> Vec<Kept> {
+        let mut list = vec![Kept::Matrix(self.embedding, None)];
         for layer in self.layers {
-            layer.into_list(&mut list);
+            layer.into_kept(&mut list);
         }
-        list.push(Weight::Vector(self.norm));
-        list.extend(self.head.map(|head| Weight::Matrix(head.into_tensor())));
+        list.push(Kept::Vector(self.norm));
+        list.extend(self.head.map(|head| Kept::Matrix(head, None)));
         list
+    }
+}
+
+/// A parameter as the model keeps it.
+#[derive(Clone)]
+pub(crate) enum Kept {
+    Vector(Tensor<1>),
+    /// With the adapter beside it.
+    Matrix(LinearWeight, Option<Adapter>),
+}
+
+impl Kept {
+    /// Its tensor, without the adapter; what is not dense becomes so.
+    pub(crate) fn into_weight(self) -> Weight {
+        match self {
+            Kept::Vector(tensor) => Weight::Vector(tensor),
+            Kept::Matrix(weight, _) => Weight::Matrix(weight.into_tensor()),
+        }
+    }
+
+    /// The format of its numbers where they are dense.
+    pub(crate) fn stored_dtype(&self) -> StoredDtype {
+        match self {
+            Kept::Matrix(LinearWeight::Dense(weight), None) if weight.dtype() == DType::BF16 => {
+                StoredDtype::Bf16
+            }
+            _ => StoredDtype::F32,
+        }
     }
 }
 
@@ -293,15 +329,21 @@ impl Layer {
     }
 
     fn into_list(self, list: &mut Vec<Weight>) {
-        list.push(Weight::Vector(self.input_norm));
-        self.qkv.into_list(list);
-        list.extend(self.head_norms.into_iter().flatten().map(Weight::Vector));
-        self.output.into_list(list);
-        list.extend(self.post_attention_norm.map(Weight::Vector));
-        list.push(Weight::Vector(self.feed_forward_norm));
-        self.gate_up.into_list(list);
-        self.down.into_list(list);
-        list.extend(self.post_feed_forward_norm.map(Weight::Vector));
+        let mut kept = Vec::new();
+        self.into_kept(&mut kept);
+        list.extend(kept.into_iter().map(Kept::into_weight));
+    }
+
+    fn into_kept(self, list: &mut Vec<Kept>) {
+        list.push(Kept::Vector(self.input_norm));
+        self.qkv.into_kept(list);
+        list.extend(self.head_norms.into_iter().flatten().map(Kept::Vector));
+        self.output.into_kept(list);
+        list.extend(self.post_attention_norm.map(Kept::Vector));
+        list.push(Kept::Vector(self.feed_forward_norm));
+        self.gate_up.into_kept(list);
+        self.down.into_kept(list);
+        list.extend(self.post_feed_forward_norm.map(Kept::Vector));
     }
 }
 
@@ -322,20 +364,20 @@ impl<const N: usize> Projection<N> {
         }
     }
 
-    fn into_list(self, list: &mut Vec<Weight>) {
+    fn into_kept(self, list: &mut Vec<Kept>) {
         match self {
             Projection::Separate(linears) => linears
                 .into_iter()
-                .for_each(|linear| linear.into_list(list)),
-            Projection::Fused(linear) => linear.into_list(list),
+                .for_each(|linear| linear.into_kept(list)),
+            Projection::Fused(linear) => linear.into_kept(list),
         }
     }
 }
 
 impl Linear {
-    fn into_list(self, list: &mut Vec<Weight>) {
-        list.push(Weight::Matrix(self.weight.into_tensor()));
-        list.extend(self.bias.map(Weight::Vector));
+    fn into_kept(self, list: &mut Vec<Kept>) {
+        list.push(Kept::Matrix(self.weight, self.adapter));
+        list.extend(self.bias.map(Kept::Vector));
     }
 }
 

@@ -1,21 +1,21 @@
 //! The trained model as a Hugging Face folder: weights, configuration, tokenizer, the chat template in use, stop ids, a card.
 //!
-//! The folder is written beside its place, loaded again and compared before it gets its name: what has the name works.
+//! The folder is written beside its place, read again and compared before it gets its name: what has the name works. Adapters
+//! are merged one projection at a time, on the host in f32, so that nothing like a second model exists in between.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
 use sysgen_core::files::write_directory_atomically;
 use sysgen_core::message::Message;
-use sysgen_model::{Decoder, Device, Parameter, StoredDtype, Weight, WeightDtype};
+use sysgen_model::{Decoder, Merge, StoredDtype};
 
 use crate::check::same_ids;
-use crate::method::probe;
+use crate::method::check_merge;
 
 /// Says that a folder is an export of ours and may be replaced by the next one.
 const MARKER: &str = "sysgen.json";
@@ -25,7 +25,7 @@ pub const EXAMPLE_QUESTION: (&str, &str) = ("Answer in one sentence.", "What is 
 
 /// What is exported, and where.
 pub struct Export<'a> {
-    /// The weights.
+    /// The weights, and the adapters if there are any.
     pub decoder: &'a Decoder,
     /// Tokenizer and template.
     pub chat: &'a Chat,
@@ -33,9 +33,10 @@ pub struct Export<'a> {
     pub path: &'a Path,
     /// Number format of the weights.
     pub dtype: ExportDtype,
-    /// Whether a decoder with adapters is written as its adapters alone; merged ones have none any more.
+    /// Whether a decoder with adapters is written as its adapters alone, or as one model.
     pub adapter: AdapterExport,
-    /// The folder the model was loaded from: its names, shards and number formats are kept. None for a model from scratch.
+    /// The folder the model was loaded from: its names, shards and number formats are kept, and an adapter that was trained
+    /// beside it in four bits is merged into what is there. None for a model from scratch.
     pub like: Option<&'a Path>,
     /// Conversations whose ids must come out of the exported files as they come out of the ones in use.
     pub conversations: &'a [Vec<Message>],
@@ -47,15 +48,16 @@ impl Export<'_> {
     /// Writes the folder and verifies it.
     ///
     /// # Errors
-    /// When the folder holds something else, a file cannot be written, or what is loaded again differs.
+    /// When the folder holds something else, a merged projection computes something else than with its adapter beside it,
+    /// a file cannot be written, or what is read again differs.
     pub fn write(&self) -> Result<PathBuf> {
-        self.refuse_foreign_folder()?;
+        refuse_foreign_folder(self.path)?;
         write_directory_atomically(self.path, |dir| {
             if self.keeps_adapter() {
                 self.decoder
                     .save_adapter(dir, &self.base(), self.adapter_dtype())?;
             } else {
-                self.decoder.save(dir, self.model_dtype(), self.like)?;
+                self.merge(dir)?;
             }
             self.chat.save(dir)?;
             self.stop_ids(&dir.join("generation_config.json"))?;
@@ -65,20 +67,25 @@ impl Export<'_> {
                 serde_json::to_string_pretty(self.about)? + "\n",
             )?;
             self.verify(dir).context(
-                "the export was loaded again and is not what was trained; nothing was written",
+                "the export was read again and is not what was trained; nothing was written",
             )
         })?;
         Ok(self.path.to_path_buf())
     }
 
-    fn refuse_foreign_folder(&self) -> Result<()> {
-        let Ok(mut entries) = std::fs::read_dir(self.path) else {
-            return Ok(());
+    /// The whole model, adapters merged.
+    fn merge(&self, dir: &Path) -> Result<()> {
+        let largest = Cell::new(0.0f32);
+        let look = |merge: &Merge| {
+            largest.set(largest.get().max(check_merge(merge)?));
+            Ok(())
         };
-        if entries.next().is_some() && !self.path.join(MARKER).exists() {
-            bail!(
-                "export.path = \"{}\" holds files that are not an export of this program; choose an empty or new folder",
-                self.path.display()
+        let decoder = self.decoder;
+        decoder.save_merged(dir, self.model_dtype(), self.like, &look)?;
+        if decoder.lora().is_some() {
+            tracing::info!(
+                "merged the adapter; no projection says anything that differs by more than {:.1e} of its largest number",
+                largest.get()
             );
         }
         Ok(())
@@ -163,24 +170,18 @@ impl Export<'_> {
         )
     }
 
-    fn verify(&self, dir: &Path) -> Result<()> {
-        let device = self.decoder.device();
-        let reloaded = match self.keeps_adapter() {
-            true => self.decoder.clone().with_adapter(dir)?,
-            false => Decoder::load_as(dir, &device, WeightDtype::Auto)?,
-        };
-        let expected = probe(&rounded_as_stored(self.decoder.clone(), dir, &device)?);
-        let found = probe(&reloaded);
-        let differing = expected
-            .iter()
-            .zip(&found)
-            .filter(|(a, b)| a.to_bits() != b.to_bits())
-            .count();
-        ensure!(
-            differing == 0,
-            "{differing} of {} logits differ",
-            expected.len()
-        );
+    /// Whether the folder holds these weights, byte by byte in the format of its files, and a template that gives these ids.
+    ///
+    /// # Errors
+    /// What differs, or a file cannot be read.
+    pub fn verify(&self, dir: &Path) -> Result<()> {
+        if self.keeps_adapter() {
+            self.decoder
+                .compare_saved_adapter(dir, self.adapter_dtype())?;
+        } else {
+            self.decoder
+                .compare_saved(dir, self.model_dtype(), self.like)?;
+        }
         let options = ChatOptions {
             system_role: SystemRole::Native,
             default_system: DefaultSystem::Keep,
@@ -196,6 +197,20 @@ impl Export<'_> {
     }
 }
 
+/// Whether an export may be written to `path`: a folder that is not there yet, is empty, or is an earlier export.
+///
+/// # Errors
+/// It holds something else.
+pub fn refuse_foreign_folder(path: &Path) -> Result<()> {
+    let empty = std::fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());
+    ensure!(
+        empty || path.join(MARKER).exists(),
+        "{} holds files that are not an export of this program; choose an empty or new folder",
+        path.display()
+    );
+    Ok(())
+}
+
 /// How the folder is used from Python.
 pub fn usage(path: &Path, system: &str, user: &str) -> String {
     let path = path.display();
@@ -209,52 +224,4 @@ pub fn usage(path: &Path, system: &str, user: &str) -> String {
          output = model.generate(**inputs, max_new_tokens=200)\n\
          print(tokenizer.decode(output[0][inputs[\"input_ids\"].shape[1]:], skip_special_tokens=True))"
     )
-}
-
-/// The weights as they are after rounding to the number format each has in the files of `dir`.
-fn rounded_as_stored(decoder: Decoder, dir: &Path, device: &Device) -> Result<Decoder> {
-    let formats = stored_formats(dir)?;
-    let (frozen, parameters) = decoder.split();
-    let parameters = parameters
-        .into_iter()
-        .map(|Parameter { name, tensor }| {
-            let round: fn(f32) -> f32 = match formats.iter().find(|(stored, _)| *stored == name) {
-                Some((_, Dtype::F32)) => return Ok(Parameter { name, tensor }),
-                Some((_, Dtype::BF16)) => |value| bf16::from_f32(value).to_f32(),
-                Some((_, Dtype::F16)) => |value| f16::from_f32(value).to_f32(),
-                Some((_, other)) => bail!("{name} is stored as {other:?}"),
-                None => bail!("{name} is not in the exported files"),
-            };
-            let values = tensor.to_vec().into_iter().map(round).collect();
-            let shape = tensor.shape();
-            Ok(Parameter {
-                name,
-                tensor: Weight::from_values(values, &shape, device),
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    Ok(frozen.join(parameters))
-}
-
-fn stored_formats(dir: &Path) -> Result<Vec<(String, Dtype)>> {
-    let mut formats = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "safetensors")
-        {
-            let file = std::fs::File::open(&path)?;
-            // SAFETY: the file was just written by this process in a folder nobody else knows.
-            let bytes = unsafe { memmap2::Mmap::map(&file)? };
-            let (_, header) = SafeTensors::read_metadata(&bytes)?;
-            formats.extend(
-                header
-                    .tensors()
-                    .into_iter()
-                    .map(|(name, info)| (name, info.dtype)),
-            );
-        }
-    }
-    Ok(formats)
 }

@@ -36,7 +36,8 @@ static ALLOCATOR: sysgen_core::allocator::MiMalloc = sysgen_core::allocator::MiM
 
 /// What lowers the memory a run needs.
 const ADVICE: &str = "in training, lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps by as \
-    much to keep the step) or train.max_length, or set train.gradient_checkpointing = true; in generating, lower generate.batch_size or generate.max_length";
+    much to keep the step) or train.max_length, or set train.gradient_checkpointing = true; in generating, lower generate.batch_size or generate.max_length; what is trained is exported by `sysgen-train export` on the CPU, \
+    an adapter alone with --set export.adapter=keep";
 /// The same for `bench`.
 const BENCH_ADVICE: &str =
     "add --gradient-checkpointing, raise --micro-batches, or lower --batch or --seq";

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use sysgen_chat::{Chat, ChatOptions};
@@ -11,8 +11,7 @@ use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole}
 use sysgen_core::message::Message;
 use sysgen_core::tell;
 use sysgen_model::{Decoder, WeightDtype, device, doing};
-use sysgen_train::export::Export;
-use sysgen_train::method;
+use sysgen_train::export::{Export, refuse_foreign_folder};
 
 #[derive(Args)]
 pub(crate) struct MergeArguments {
@@ -28,9 +27,6 @@ pub(crate) struct MergeArguments {
     /// Number format of the weights: auto (as the model's), f32, bf16 or f16.
     #[arg(long, default_value = "auto", value_parser = dtype)]
     dtype: ExportDtype,
-    /// auto, cpu, cuda or cuda:1.
-    #[arg(long, default_value = "auto")]
-    device: String,
 }
 
 fn dtype(word: &str) -> Result<ExportDtype, String> {
@@ -40,7 +36,7 @@ fn dtype(word: &str) -> Result<ExportDtype, String> {
 /// Writes the merged model and says where.
 pub(crate) fn merge(arguments: &MergeArguments) -> Result<()> {
     model_at(&arguments.model, "--model")?;
-    let device = device(&arguments.device)?;
+    refuse_foreign_folder(&arguments.output).context("--output")?;
     let options = ChatOptions {
         system_role: SystemRole::Native,
         default_system: DefaultSystem::Keep,
@@ -51,9 +47,9 @@ pub(crate) fn merge(arguments: &MergeArguments) -> Result<()> {
     };
     let chat = Chat::load(texts, options)?;
     doing("merging the adapter");
-    let base = || Decoder::load_as(&arguments.model, &device, WeightDtype::Auto);
-    let decoder = base()?.with_adapter(&arguments.adapter)?;
-    let merged = method::merge(&decoder, base)?;
+    // Projection by projection on the host: a GPU has nothing to do here.
+    let base = Decoder::load_as(&arguments.model, &device("cpu")?, WeightDtype::Auto)?;
+    let decoder = base.with_adapter(&arguments.adapter)?;
     let conversation = vec![
         Message::user("Hello"),
         Message::assistant("Hello, how can I help?"),
@@ -64,7 +60,7 @@ pub(crate) fn merge(arguments: &MergeArguments) -> Result<()> {
         "adapter": arguments.adapter.display().to_string(),
     });
     let path = Export {
-        decoder: &merged,
+        decoder: &decoder,
         chat: &chat,
         path: &arguments.output,
         dtype: arguments.dtype,

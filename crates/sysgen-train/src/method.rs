@@ -3,17 +3,19 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use sysgen_core::RunConfig;
 use sysgen_core::config::{ALL_LINEAR, ModelInit, TrainDtype, TrainMethod, TrainSection};
 use sysgen_core::hash::seed_from;
-use sysgen_model::{Decoder, Device, Lora, ModelConfig, Tokens, WeightDtype, device, has_bf16};
+use sysgen_model::{Decoder, Device, Lora, Merge, ModelConfig, WeightDtype, device, has_bf16};
+use sysgen_ops::{linear, lora_linear};
 
-/// Tokens whose logits are compared when an adapter is merged.
-const PROBE_TOKENS: usize = 64;
-/// Largest difference of a merged logit, relative to the largest logit or 1: rounding of f32 through all layers.
-const MERGED: f32 = 1e-4;
-/// The same where a device multiplies bf16: the merged weight, too, is rounded to its eight bits in every product.
-const MERGED_BF16: f32 = 5e-2;
+/// Rows of numbers that a merged projection is tried on.
+const PROBE_ROWS: usize = 8;
+/// Largest difference of what a merged projection says, relative to the largest number: rounding of f32 in one product.
+const MERGED: f32 = 2e-5;
 
 /// The adapters `[train]` asks for, if its method has any; those of `train.lora_adapter` have their own settings.
 ///
@@ -122,22 +124,21 @@ pub fn with_adapters(base: Decoder, train: &TrainSection, seed: u64) -> Result<D
     base.with_adapter(&train.lora_adapter)
 }
 
-/// The whole model with its adapters merged into the weights, in f32. Those of a base in four bits go beside the weights
-/// that `base` gives, as they were before they were quantised.
+/// Whether a merged projection computes what it computes with its adapter beside it; the largest difference, relative to the
+/// largest number it says. Both are computed on the CPU in f32, whatever the adapter was trained on.
 ///
 /// # Errors
-/// The merged model computes something else than base and adapter; or `base` fails.
-pub fn merge(decoder: &Decoder, base: impl FnOnce() -> Result<Decoder>) -> Result<Decoder> {
-    if decoder.lora().is_none() {
-        return Ok(decoder.clone());
-    }
-    let beside = match decoder.is_nf4() {
-        true => base()?.with_adapters_of(decoder),
-        false => decoder.clone(),
-    };
-    let merged = beside.clone().merged();
-    let (expected, found) = (probe(&beside), probe(&merged));
-    let largest = expected.iter().fold(1.0f32, |most, x| most.max(x.abs()));
+/// They differ by more than rounding.
+pub fn check_merge(merge: &Merge) -> Result<f32> {
+    let [_, input] = merge.weight.shape();
+    let mut random = ChaCha8Rng::seed_from_u64(0);
+    let x = (0..PROBE_ROWS * input).map(|_| random.random_range(-1.0f32..1.0));
+    let x = TensorData::new(x.collect(), [PROBE_ROWS, input]);
+    let x = Tensor::<2>::from_data(x, &merge.merged.device());
+    let of = |tensor: Tensor<2>| tensor.try_into_vec_as::<f32>().expect("products are f32");
+    let expected = of(lora_linear(x.clone(), &merge.weight, None, &merge.adapter));
+    let found = of(linear(x, merge.merged.clone(), None));
+    let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let difference = expected
         .iter()
         .zip(&found)
@@ -146,28 +147,13 @@ pub fn merge(decoder: &Decoder, base: impl FnOnce() -> Result<Decoder>) -> Resul
             0.0,
             |most: f32, x| if x > most || x.is_nan() { x } else { most },
         );
-    let tolerance = match decoder.dtype() == burn::tensor::DType::F32 {
-        true => MERGED,
-        false => MERGED_BF16,
-    };
-    if difference.is_nan() || difference > tolerance * largest {
+    if difference.is_nan() || difference > MERGED * largest {
         bail!(
-            "the merged model is not the model with its adapter: a logit differs by {difference:e} of {largest:.3}; nothing was written"
+            "{}: merged it is not the projection with its adapter: a number differs by {difference:e} of {largest:.3}; nothing was written",
+            merge.name
         );
     }
-    tracing::info!("merged the adapter; the logits differ by at most {difference:.1e}");
-    Ok(merged)
-}
-
-/// Logits of ids spread over the whole vocabulary.
-pub(crate) fn probe(decoder: &Decoder) -> Vec<f32> {
-    let vocab = decoder.config.vocab_size as u32;
-    let step = (vocab / PROBE_TOKENS as u32).max(1);
-    let ids: Vec<u32> = (0..PROBE_TOKENS as u32)
-        .map(|n| (n * step) % vocab)
-        .collect();
-    let logits = decoder.logits(decoder.hidden(&Tokens::padded(&[&ids], 0)));
-    logits.try_into_vec_as::<f32>().expect("logits are f32")
+    Ok(difference / largest.max(f32::MIN_POSITIVE))
 }
 
 /// What identifies the adapter that training starts from: its files by content.

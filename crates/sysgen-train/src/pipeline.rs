@@ -5,19 +5,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use sysgen_core::config::{AdapterExport, ModelInit, TrainSection};
+use sysgen_core::config::{AdapterExport, ModelInit, TrainMethod, TrainSection};
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::Message;
 use sysgen_core::{RunConfig, lock_output, tell};
-use sysgen_model::{Decoder, Device, WeightDtype, device, device_name, doing};
+use sysgen_model::{Decoder, Device, device, device_name, doing};
 use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::distill::{self, Distiller};
-use sysgen_train::export::Export;
+use sysgen_train::export::{Export, refuse_foreign_folder};
 use sysgen_train::identity::identity;
 use sysgen_train::method;
 use sysgen_train::rows::Row;
-use sysgen_train::run::{Observed, Outcome, Run, checkpoint_to_resume, held_out_batches};
+use sysgen_train::run::{
+    Observed, Outcome, Run, checkpoint_to_export, checkpoint_to_resume, held_out_batches,
+    refuse_other_model,
+};
 
 use crate::data::{self, Data};
 use crate::probe;
@@ -43,6 +46,9 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
             done.to_text()
         ));
         return Ok(());
+    }
+    if config.export.is_some() {
+        refuse_foreign_folder(&config.export_path()).context("export.path")?;
     }
     let device = device(&config.device.to_string())?;
     let devices = method::devices(config)?;
@@ -84,7 +90,7 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
             )?);
         }
     } else if config.export.is_some() {
-        summary.export = Some(export_model(config, &device)?);
+        summary.export = Some(export_model(config)?);
     }
     write_config(config)?;
     if config.train.is_some() {
@@ -132,8 +138,8 @@ pub(crate) fn check(config: &RunConfig, html: Option<&Path>) -> Result<()> {
 /// `sysgen-train export`.
 pub(crate) fn export(config: &RunConfig) -> Result<()> {
     let _lock = lock_output(&config.output_dir)?;
-    let device = device(&config.device.to_string())?;
-    let path = export_model(config, &device)?;
+    refuse_foreign_folder(&config.export_path()).context("export.path")?;
+    let path = export_model(config)?;
     tell(format_args!("exported to {}", path.display()));
     Ok(())
 }
@@ -275,34 +281,41 @@ fn observe(
     })
 }
 
-/// The newest checkpoint of the run, or the model itself where nothing was trained.
-fn export_model(config: &RunConfig, device: &Device) -> Result<PathBuf> {
+/// The checkpoint of the run, or the model itself where nothing was trained. All of it happens on the host: there is nothing
+/// to compute but the sums of an adapter's merge.
+fn export_model(config: &RunConfig) -> Result<PathBuf> {
     let chat = data::load_chat(config)?;
-    let chosen = config.export.as_ref().map(|export| &export.checkpoint);
-    let chosen = chosen.filter(|path| !path.as_os_str().is_empty());
-    let newest = match chosen {
-        None => checkpoint::find(&config.output_dir)?
-            .complete
-            .into_iter()
-            .next_back(),
-        Some(path) => Some(checkpoint::open(path)?),
+    let export = config.export.clone().unwrap_or_default();
+    let checkpoint = match export.checkpoint.as_os_str().is_empty() {
+        true => checkpoint_to_export(config)?,
+        false => Some(checkpoint::open(&export.checkpoint)?),
+    };
+    let host = device("cpu")?;
+    let untrained = || {
+        let base = config.clone();
+        let base = RunConfig {
+            train: None,
+            ..base
+        };
+        method::load_base(&base, &host)
     };
     // It is not saved: nothing asks what it was made of.
     let mut summary = Summary::new(config, String::new());
-    let decoder = match &newest {
+    let decoder = match &checkpoint {
         Some(checkpoint) => {
+            refuse_other_model(checkpoint, config, &chat)?;
             tracing::info!("exporting {}", checkpoint.path.display());
             summary.add_checkpoint(checkpoint)?;
-            checkpoint::load_decoder(checkpoint, device, || method::load_base(config, device))?
+            let method = config.train.as_ref().map(|train| train.method);
+            // Four bits would be made only to be replaced by what they come from.
+            let whole =
+                method == Some(TrainMethod::Qlora) && export.adapter == AdapterExport::Merge;
+            checkpoint::load_decoder(checkpoint, &host, || match whole {
+                true => untrained(),
+                false => method::load_base(config, &host),
+            })?
         }
-        None => {
-            let base = config.clone();
-            let base = RunConfig {
-                train: None,
-                ..base
-            };
-            method::load_base(&base, device)?
-        }
+        None => untrained()?,
     };
     let conversation = vec![
         Message::user("Hello"),
@@ -327,21 +340,12 @@ fn write_export(
         "base model": config.model.path.display().to_string(),
         "trained by": provenance(config),
         "training rows": training_rows(config),
-        "steps": summary.steps,
+        "steps": summary.best_step.unwrap_or(summary.steps),
+        "chosen as": summary.best_step.map(|_| format!("the best evaluation of {} steps", summary.steps)),
         "held-out loss before": summary.held_out_loss_before,
         "held-out loss after": summary.held_out_loss_after,
     });
     let export = config.export.clone().unwrap_or_default();
-    let whole;
-    let decoder = match export.adapter {
-        AdapterExport::Keep => decoder,
-        AdapterExport::Merge => {
-            whole = method::merge(decoder, || {
-                Decoder::load_as(&config.model.path, &decoder.device(), WeightDtype::Auto)
-            })?;
-            &whole
-        }
-    };
     Export {
         decoder,
         chat,

@@ -17,7 +17,7 @@ use sysgen_ops::AdamW;
 use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, Progress};
 use crate::example::Example;
-use crate::identity::{Identity, differences};
+use crate::identity::{Identity, differences, identity};
 use crate::journal::{Journal, mean_of_last_losses};
 use crate::method;
 use crate::metrics::Line;
@@ -273,8 +273,10 @@ impl Run<'_> {
                 tracing::info!("the best evaluation was after step {step}; its model is taken");
                 let device = trainer.decoder().device();
                 drop(trainer);
-                self.resume(&self.checkpoint_of(step)?, &device)?
-                    .into_decoder()
+                let best = checkpoint_of(&self.config.output_dir, step)?;
+                checkpoint::load_decoder(&best, &device, || {
+                    method::load_base(self.config, &device)
+                })?
             }
             None => trainer.into_decoder(),
         };
@@ -301,14 +303,6 @@ impl Run<'_> {
         let tensorboard = self.train.report_to.contains(&ReportTo::Tensorboard);
         Journal::open(&self.config.output_dir, done, tensorboard, |step| {
             self.is_on_policy(step)
-        })
-    }
-
-    fn checkpoint_of(&self, step: usize) -> Result<Checkpoint> {
-        let found = checkpoint::find(&self.config.output_dir)?.complete;
-        let of_step = |found: &Checkpoint| found.state.progress.step == step;
-        found.into_iter().find(of_step).with_context(|| {
-            format!("train.load_best_model_at_end wants checkpoint-{step}, which is gone; set it to false, or train again")
         })
     }
 
@@ -464,6 +458,70 @@ pub fn held_out_batches(examples: &[Example], train: &TrainSection, pad_id: u32)
     rows.chunks(train.per_device_train_batch_size)
         .map(|rows| Batch::new(examples, rows, pad_id))
         .collect()
+}
+
+fn checkpoint_of(output_dir: &Path, step: usize) -> Result<Checkpoint> {
+    let found = checkpoint::find(output_dir)?.complete;
+    let of_step = |found: &Checkpoint| found.state.progress.step == step;
+    found.into_iter().find(of_step).with_context(|| {
+        format!("train.load_best_model_at_end wants checkpoint-{step}, which is gone; set it to false, or train again")
+    })
+}
+
+/// The checkpoint that is exported where none is named, if there is one: the newest, or that of the best evaluation with
+/// `train.load_best_model_at_end`.
+///
+/// # Errors
+/// The folder cannot be read, or the best checkpoint is gone.
+pub fn checkpoint_to_export(config: &RunConfig) -> Result<Option<Checkpoint>> {
+    let found = checkpoint::find(&config.output_dir)?.complete;
+    let Some(newest) = found.into_iter().next_back() else {
+        return Ok(None);
+    };
+    let takes_best = |train: &TrainSection| train.load_best_model_at_end;
+    let (last, best) = {
+        let progress = &newest.state.progress;
+        (progress.step, progress.best.step)
+    };
+    if config.train.as_ref().is_some_and(takes_best) && best > 0 && best != last {
+        return checkpoint_of(&config.output_dir, best).map(Some);
+    }
+    Ok(Some(newest))
+}
+
+/// What of a run's identity its weights mean nothing without.
+const OF_THE_MODEL: [&str; 4] = [
+    "model.path",
+    "model.init",
+    "model files",
+    "tokenizer and chat template",
+];
+
+/// Whether the model and the texts of this config are those that the checkpoint was trained with: an adapter fits beside any
+/// model of the same shape, and weights know no template.
+///
+/// # Errors
+/// What has changed since, or the model's folder cannot be read.
+pub fn refuse_other_model(checkpoint: &Checkpoint, config: &RunConfig, chat: &Chat) -> Result<()> {
+    let model = RunConfig {
+        model: config.model.clone(),
+        ..RunConfig::default()
+    };
+    let of_the_model = |mut identity: Identity| {
+        identity.retain(|key, _| OF_THE_MODEL.contains(&key.as_str()));
+        identity
+    };
+    let was = of_the_model(checkpoint.state.identity.clone());
+    let is = of_the_model(identity(&model, chat, &[], &[])?);
+    let changes = differences(&was, &is);
+    if !changes.is_empty() {
+        bail!(
+            "{} was trained with another model or other texts: {}; put [model] back as it was, or name another export.checkpoint",
+            checkpoint.path.display(),
+            changes.join("; ")
+        );
+    }
+    Ok(())
 }
 
 /// The checkpoint this run goes on from, if there is one. Says which ones are passed over.

@@ -56,7 +56,7 @@ pub(crate) struct Summary {
     /// The most memory the process has held, in MiB.
     peak_memory_mib: Option<u64>,
     /// The step whose model this is, where an earlier one was better than the last.
-    best_step: Option<usize>,
+    pub(crate) best_step: Option<usize>,
     /// The run ended before its last step because its evaluations no longer got better.
     stopped_early: bool,
     /// Mean loss of the last steps.

@@ -272,7 +272,8 @@ pub struct ExportSection {
     pub dtype: ExportDtype,
     /// What becomes of a trained adapter; default `merge`.
     pub adapter: AdapterExport,
-    /// The checkpoint that `sysgen-train export` writes, such as `runs/x/checkpoint-300`; default empty, the newest.
+    /// The checkpoint that `sysgen-train export` writes, such as `runs/x/checkpoint-300`; default empty, the newest, or with
+    /// `train.load_best_model_at_end` that of the best evaluation.
     pub checkpoint: PathBuf,
 }
 

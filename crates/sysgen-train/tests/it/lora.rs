@@ -1,8 +1,10 @@
 //! Training adapters, against PEFT's: its untrained adapter read, twenty steps of its curve, its trained adapter, its
 //! merged weights.
 
-use sysgen_model::{Decoder, Lora, StoredDtype, Tokens, Weight};
-use sysgen_train::method::merge;
+use std::path::Path;
+
+use sysgen_model::{Decoder, Device, ExportDtype, Lora, StoredDtype, Tokens, Weight};
+use sysgen_train::method::check_merge;
 
 use crate::golden::{FINAL, GRAD_NORM, Golden, LOSS, cases, close, micro_batches};
 
@@ -72,9 +74,20 @@ fn golden_lora_follows_the_curve_of_peft() {
     }
 }
 
+/// A decoder with its adapters merged on the way to the disk, loaded from there.
+pub(crate) fn merged(decoder: &Decoder, like: Option<&Path>) -> Decoder {
+    let dir = tempfile::tempdir().unwrap();
+    let (dtype, look) = (ExportDtype::Of(StoredDtype::F32), |merge: &_| {
+        check_merge(merge).map(drop)
+    });
+    decoder.save_merged(dir.path(), dtype, like, &look).unwrap();
+    decoder.compare_saved(dir.path(), dtype, like).unwrap();
+    Decoder::load(dir.path(), &Device::flex()).unwrap()
+}
+
 /// PEFT's trained adapter merged by us: PEFT's merged weights, and its logits.
 fn golden_merge(golden: &Golden, trained: &Decoder) {
-    let merged = merge(trained, || unreachable!("the base is whole")).unwrap();
+    let merged = merged(trained, None);
     assert!(merged.lora().is_none());
     let stored = golden.floats_starting("lora.merged.");
     assert!(!stored.is_empty(), "{}: no merged weight", golden.name);

@@ -4,9 +4,9 @@
 use burn::tensor::{Tensor, TensorData};
 use sysgen_model::{Decoder, Device, Tokens, WeightDtype};
 use sysgen_ops::{AdamW, MomentOrder, Moments8, Nf4, adamw_8bit_step};
-use sysgen_train::method::merge;
 
 use crate::golden::{FINAL, GRAD_NORM, Golden, LOSS, close, micro_batches, root};
+use crate::lora::merged;
 
 fn cases() -> Vec<Golden> {
     let Ok(entries) = std::fs::read_dir(root().join("methods")) else {
@@ -97,7 +97,7 @@ fn golden_methods_merge_as_peft_merges() {
         let trained = golden.folder.join("adapter_final");
         let beside = base(&golden).with_adapter(&trained).unwrap();
         let probe = golden.steps()[0][0].ids.clone();
-        // PEFT merged into what the four bits stand for; so does this, unlike `merge`, which asks for the base.
+        // PEFT merged into what the four bits stand for; so does this, unlike an export, which asks for the base.
         let merged = beside.clone().merged();
         for (name, decoder) in [
             ("final_probe_logits", &beside),
@@ -128,7 +128,7 @@ fn an_adapter_of_four_bits_is_merged_into_the_whole_base() {
     let golden = golden.unwrap();
     let trained = golden.folder.join("adapter_final");
     let beside = base(golden).with_adapter(&trained).unwrap();
-    let merged = merge(&beside, || Ok(golden.decoder())).unwrap();
+    let merged = merged(&beside, Some(&golden.base));
     let expected = golden.decoder().with_adapter(&trained).unwrap().merged();
     for (a, b) in merged.parameters().iter().zip(expected.parameters()) {
         assert_eq!(a.tensor.to_vec(), b.tensor.to_vec(), "{}", a.name);
