@@ -56,9 +56,6 @@ impl Chat {
         if let Some(id) = policy::turn_end(&markup, &tokenizer) {
             tokenizer.add_stop_id(id);
         }
-        if original.contains("strftime_now") {
-            tracing::warn!("the chat template writes today's date: prompts differ from day to day");
-        }
         let mut files = Vec::new();
         for name in COMPANIONS {
             if let Some(bytes) = read_optional(dir, name)? {
@@ -156,6 +153,16 @@ impl Chat {
         self.template.source()
     }
 
+    /// Whether ids depend on the day on which they are made: the template writes the date, and the run has none of its own.
+    pub fn depends_on_today(&self) -> bool {
+        self.template.writes_date() && self.options.now.is_none()
+    }
+
+    /// What it was loaded with.
+    pub fn options(&self) -> ChatOptions {
+        self.options
+    }
+
     /// Whether the effective template differs from the model's own.
     pub fn template_is_changed(&self) -> bool {
         self.template.source() != self.original
@@ -228,6 +235,9 @@ impl Chat {
             DefaultSystem::Keep => b"keep",
             DefaultSystem::Strip => b"strip",
         });
+        if let (true, Some(now)) = (self.template.writes_date(), self.options.now) {
+            add(&now.to_le_bytes());
+        }
         sysgen_core::hash::hash_bytes(&bytes)
     }
 }

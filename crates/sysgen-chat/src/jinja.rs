@@ -40,10 +40,15 @@ pub(crate) fn environment() -> Environment<'static> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_secs());
-    environment.add_function("strftime_now", move |format: String| strftime(now, &format));
+    set_clock(&mut environment, now);
     environment.add_filter("tojson", to_json);
     environment.add_filter("trim", trim_filter);
     environment
+}
+
+/// Has `strftime_now` tell this time, in seconds since 1970 (UTC).
+pub(crate) fn set_clock(environment: &mut Environment, now: u64) {
+    environment.add_function("strftime_now", move |format: String| strftime(now, &format));
 }
 
 /// Python's `str.strip()`: Unicode white space and the four ASCII separators that Rust does not count.

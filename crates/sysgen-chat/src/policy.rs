@@ -6,21 +6,44 @@
 //! the finished text) and leaves the rest to the template. Every change is verified by rendering.
 
 use anyhow::{Context, Result, bail, ensure};
-use sysgen_core::Message;
 use sysgen_core::config::{DefaultSystem, SystemRole};
+use sysgen_core::{Message, RunConfig, started};
 
 use crate::markup::{ANSWER, Markup, SECOND, SYSTEM, USER};
 use crate::template::{SpecialTokens, Template};
 use crate::tokenizer::Tokenizer;
 
-/// How system messages are treated; the two keys of `[model]`.
+/// How system messages are treated, as `[model]` says, and what else of a run decides about its texts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChatOptions {
     /// What becomes of a system message.
     pub system_role: SystemRole,
     /// What becomes of the text a template adds when there is no system message.
     pub default_system: DefaultSystem,
+    /// Tells a template that knows `enable_thinking` not to ask for thoughts.
+    pub without_thinking: bool,
+    /// The time that `strftime_now` tells, in seconds since 1970 (UTC); the clock's if none.
+    pub now: Option<u64>,
 }
+
+impl ChatOptions {
+    /// Those of a run. Its date is the one on which the work in its output folder began.
+    pub fn of(config: &RunConfig) -> ChatOptions {
+        ChatOptions {
+            system_role: config.model.system_role,
+            default_system: config.model.default_system,
+            without_thinking: !config.model.enable_thinking,
+            now: started(&config.output_dir),
+        }
+    }
+}
+
+/// What templates that can ask for thoughts read.
+const THINKING: &str = "enable_thinking";
+/// The answer to it of a caller who does not say.
+const NO_THINKING: &str = "{%- if enable_thinking is not defined -%}\n\
+                           {%- set enable_thinking = false -%}\n\
+                           {%- endif %}";
 
 /// What separates the system text from the user's under `merge_first_user`.
 const MERGE_SEPARATOR: &str = "\n\n";
@@ -34,6 +57,9 @@ pub(crate) fn effective(
 ) -> Result<Template> {
     let special_tokens = tokenizer.special_tokens();
     let mut template = Template::new(source, special_tokens)?;
+    if options.without_thinking && source.contains(THINKING) && !source.contains(NO_THINKING) {
+        template = Template::new(&prefixed(NO_THINKING, template.source()), special_tokens)?;
+    }
     if options.default_system == DefaultSystem::Strip {
         template = without_default(template, special_tokens)
             .context("model.default_system = \"strip\" is not possible with this chat template")?;
@@ -42,7 +68,10 @@ pub(crate) fn effective(
     if turn_end(&markup, tokenizer).is_none() {
         template = with_stop_token(template, &markup, special_tokens)?;
     }
-    match options.system_role {
+    if tokenizer.begins_with_bos() && !markup.writes_bos {
+        template = with_bos(template, tokenizer)?;
+    }
+    let placed = match options.system_role {
         SystemRole::Native => Ok(template),
         SystemRole::OwnTurn => own_turn(template, special_tokens)
             .context("model.system_role = \"own_turn\" is not possible with this chat template"),
@@ -50,7 +79,11 @@ pub(crate) fn effective(
             "model.system_role = \"merge_first_user\" is not possible with this chat template",
         ),
         SystemRole::Error => refusing(template, special_tokens),
-    }
+    }?;
+    Ok(match options.now {
+        Some(now) => placed.at(now),
+        None => placed,
+    })
 }
 
 /// The token that ends an answer in the template's text, white space before it aside.
@@ -252,6 +285,25 @@ fn own_turn(template: Template, special_tokens: &SpecialTokens) -> Result<Templa
         "it would change conversations without a system message"
     );
     Ok(rewritten)
+}
+
+/// Writes BOS first, as the tokenizer does where a text is not a conversation: `apply_chat_template` and servers add none to
+/// a conversation, and would give the exported model a beginning that it has never seen. Left alone where a text after a
+/// written BOS has other ids, or where the template writes one in another place.
+fn with_bos(template: Template, tokenizer: &Tokenizer) -> Result<Template> {
+    let special_tokens = tokenizer.special_tokens();
+    let written = Template::new(
+        &prefixed("{{- bos_token -}}", template.source()),
+        special_tokens,
+    )?;
+    let ids = |template: &Template| -> Result<Vec<u32>> {
+        let text = template.render(&[Message::user(USER)], true)?;
+        tokenizer.with_bos(tokenizer.encode(&text))
+    };
+    Ok(match (ids(&written), ids(&template)) {
+        (Ok(with), Ok(without)) if with == without => written,
+        _ => template,
+    })
 }
 
 /// Puts the system text before the first user's.

@@ -37,9 +37,11 @@ const NAME: &str = "chat_template";
 impl Template {
     /// Compiles `source`. An error names the line of the template.
     pub fn new(source: &str, special_tokens: &SpecialTokens) -> Result<Template> {
+        // Jinja reads every line break as one character.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let mut environment = jinja::environment();
         environment
-            .add_template_owned(NAME, without_generation_tags(source))
+            .add_template_owned(NAME, without_generation_tags(&source))
             .map_err(|error| anyhow::anyhow!("line {}: {error}", error.line().unwrap_or(0)))
             .context("the chat template cannot be compiled")?;
         let special_tokens = special_tokens
@@ -48,9 +50,20 @@ impl Template {
             .collect();
         Ok(Template {
             environment,
-            source: source.to_owned(),
+            source,
             special_tokens,
         })
+    }
+
+    /// The same with `strftime_now` telling this time, in seconds since 1970, instead of today's.
+    pub(crate) fn at(mut self, now: u64) -> Template {
+        jinja::set_clock(&mut self.environment, now);
+        self
+    }
+
+    /// Whether it writes the date.
+    pub(crate) fn writes_date(&self) -> bool {
+        self.source.contains("strftime_now")
     }
 
     /// The template's text.

@@ -20,6 +20,6 @@ pub mod tell;
 pub use append_log::AppendLog;
 pub use config::RunConfig;
 pub use message::{Message, Role};
-pub use output_lock::{OutputLock, lock_output, lock_part};
+pub use output_lock::{OutputLock, lock_output, lock_part, note_start, started};
 pub use record::Record;
 pub use tell::tell;

@@ -8,10 +8,13 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 
-use crate::files::{create_directory, explain, remove_leftovers};
+use crate::files::{create_directory, explain, remove_leftovers, write_atomically};
 
 /// Name of the lock file in the output folder.
 const LOCK_FILE: &str = ".lock";
+
+/// Says when the work in an output folder began.
+const STARTED_FILE: &str = ".started";
 
 /// Holds an output folder, or a part of the work in it, until dropped.
 #[derive(Debug)]
@@ -29,6 +32,28 @@ pub fn lock_output(directory: &Path) -> Result<OutputLock> {
     let file = lock_exclusively(&path, &directory.display().to_string())?;
     remove_leftovers(directory);
     Ok(OutputLock { _files: vec![file] })
+}
+
+/// Notes in `directory` that its work begins now, unless it has begun before.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn note_start(directory: &Path) -> Result<()> {
+    if started(directory).is_some() {
+        return Ok(());
+    }
+    create_directory(directory)?;
+    let path = directory.join(STARTED_FILE);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_secs());
+    write_atomically(&path, |file| writeln!(file, "{now}"))
+}
+
+/// When the work in `directory` began, in seconds since 1970 (UTC): the date that a chat template writes for all of its rows,
+/// on whatever day they are rendered.
+pub fn started(directory: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(directory.join(STARTED_FILE)).ok()?;
+    text.trim().parse().ok()
 }
 
 /// Creates `directory` and locks one `part` of the work in it, a text that can stand in a file's name.

@@ -124,7 +124,7 @@ pub trait Generator {
     /// Answers every prompt, in any order.
     ///
     /// # Errors
-    /// A prompt that cannot be rendered, or a model that fails.
+    /// A model that fails.
     fn complete(&mut self, prompts: Vec<Prompt>, on_done: OnDone<'_, Reply>) -> Result<()>;
 
     /// Judges every conversation, in any order.

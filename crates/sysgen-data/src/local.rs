@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use sysgen_chat::{Chat, ChatOptions};
-use sysgen_core::config::{GenerateSection, ModelInit, RunConfig};
+use sysgen_core::config::{GenerateSection, ModelInit, RunConfig, Variant};
 use sysgen_core::hash::hash_file;
 use sysgen_core::interrupt;
+use sysgen_core::message::Message;
+use sysgen_core::note_start;
 use sysgen_infer::{
     ChoiceRequest, ChoiceStep, Engine, Finish, Options, Refused, Request, TokenLogProbability,
 };
@@ -25,6 +27,8 @@ use crate::summary::Summary;
 /// Generates the data of `[generate]` into `<output_dir>/data/` with the config's model on `device`.
 /// The model is loaded only when a row still needs it, and is gone when this returns.
 pub(crate) fn run_by_model(config: &RunConfig, device: &Device, shard: Shard) -> Result<Summary> {
+    // Before the template is looked at, which may write the date.
+    note_start(&config.output_dir)?;
     let identity = identity(config)?;
     run_shard_with(config, &identity, shard, || {
         Ok(Box::new(Local::load(config, device)?))
@@ -90,11 +94,7 @@ fn model_files(directory: &Path, random: bool) -> Result<Vec<PathBuf>> {
 }
 
 fn load_chat(config: &RunConfig) -> Result<Chat> {
-    let options = ChatOptions {
-        system_role: config.model.system_role,
-        default_system: config.model.default_system,
-    };
-    Chat::load(config.generate_model(), options)
+    Chat::load(config.generate_model(), ChatOptions::of(config))
 }
 
 struct Local {
@@ -112,6 +112,12 @@ impl Local {
         let directory = config.generate_model();
         tracing::info!("loading {}", directory.display());
         let chat = load_chat(config)?;
+        if generate.variant != Variant::OriginalAnswer {
+            // Answers are written under system messages; what the template makes of one is known before the first draft.
+            let exchange = [Message::system("Be brief."), Message::user("Hello")];
+            chat.prompt(&exchange)
+                .with_context(|| format!("generate.model: {}", directory.display()))?;
+        }
         let model = ModelConfig::from_directory(directory)?;
         chat.padding_rows(model.vocab_size)
             .with_context(|| directory.display().to_string())?;
@@ -172,7 +178,7 @@ fn common_first(labels: &[Vec<u32>]) -> Option<u32> {
 impl Generator for Local {
     fn complete(&mut self, prompts: Vec<Prompt>, on_done: OnDone<'_, Reply>) -> Result<()> {
         let chat = &self.chat;
-        let requests: Vec<Request> = prompts
+        let made: Vec<Result<Request>> = prompts
             .par_iter()
             .map(|prompt| {
                 let sampling = sysgen_infer::Sampling {
@@ -190,7 +196,10 @@ impl Generator for Local {
                     ..Request::new(ids, sampling, chat.stop_ids().to_vec())
                 })
             })
-            .collect::<Result<_>>()?;
+            .collect();
+        let Some((places, requests)) = renderable(made, on_done) else {
+            return Ok(());
+        };
         let lengths: Vec<usize> = requests
             .iter()
             .map(|request| request.prompt.len())
@@ -207,7 +216,7 @@ impl Generator for Local {
                     teacher: teacher(&completion.log_probabilities),
                 }
             });
-            hand_on(i, reply, on_done, &mut failure)
+            hand_on(places[i], reply, on_done, &mut failure)
         });
         failure.map_or(Ok(()), Err)
     }
@@ -225,7 +234,7 @@ impl Generator for Local {
             let found = known.iter().find(|(seen, _)| *seen == step);
             found.expect("every step was made").1.clone()
         };
-        let requests: Vec<ChoiceRequest> = judgements
+        let made: Vec<Result<ChoiceRequest>> = judgements
             .par_iter()
             .map(|judgement| {
                 Ok(ChoiceRequest {
@@ -233,7 +242,10 @@ impl Generator for Local {
                     steps: judgement.steps.iter().map(ids_of).collect(),
                 })
             })
-            .collect::<Result<_>>()?;
+            .collect();
+        let Some((places, requests)) = renderable(made, on_done) else {
+            return Ok(());
+        };
         let forced = |request: &ChoiceRequest| {
             request
                 .steps
@@ -257,7 +269,7 @@ impl Generator for Local {
                     .collect(),
                 prompt_tokens: lengths[i],
             });
-            hand_on(i, judged, on_done, &mut failure)
+            hand_on(places[i], judged, on_done, &mut failure)
         });
         failure.map_or(Ok(()), Err)
     }
@@ -279,6 +291,27 @@ fn teacher(places: &[TokenLogProbability]) -> Option<Teacher> {
         teacher.log_probabilities.push(log_probabilities.collect());
     }
     Some(teacher)
+}
+
+/// The requests that could be made, with their places. A conversation that the chat template refuses (turns that do not
+/// alternate, say) is its row's fault and an outcome; that the template takes system messages at all was tried at loading.
+/// `None` when nothing more is wanted.
+fn renderable<R, T>(made: Vec<Result<R>>, on_done: OnDone<'_, T>) -> Option<(Vec<usize>, Vec<R>)> {
+    let (mut places, mut requests) = (Vec::new(), Vec::new());
+    for (place, request) in made.into_iter().enumerate() {
+        match request {
+            Ok(request) => {
+                places.push(place);
+                requests.push(request);
+            }
+            Err(error) => {
+                if on_done(place, Outcome::Refused(format!("{error:#}"))).is_break() {
+                    return None;
+                }
+            }
+        }
+    }
+    Some((places, requests))
 }
 
 /// A prompt that does not fit is the row's fault and an outcome; any other refusal is the model's and

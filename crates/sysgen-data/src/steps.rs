@@ -92,7 +92,7 @@ pub(crate) struct Drafted {
 
 /// Reasons for leaving a row out.
 pub(crate) const TOO_LONG: &str = "longer than the context";
-pub(crate) const REFUSED: &str = "refused by the endpoint";
+pub(crate) const REFUSED: &str = "refused by the model (the log says why)";
 pub(crate) const UNANSWERED: &str = "not answered by the endpoint";
 pub(crate) const NOTHING_USABLE: &str = "no usable phrase in any draft";
 pub(crate) const NOTHING_GOOD: &str = "no phrase judged good";

@@ -74,3 +74,62 @@ fn quiet_says_nothing_and_a_dry_run_writes_nothing() {
     assert!(quiet.status.success());
     assert_eq!(said(&quiet).trim(), "");
 }
+
+/// The embedded model with another chat template.
+fn nano_with(folder: &Path, template: &str) -> String {
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../checkpoints/sysgen-nano");
+    std::fs::create_dir(folder).unwrap();
+    for entry in std::fs::read_dir(nano).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let own = std::fs::read_to_string(folder.join("chat_template.jinja")).unwrap();
+    std::fs::write(
+        folder.join("chat_template.jinja"),
+        template.replace("OWN", &own),
+    )
+    .unwrap();
+    format!("generate.model={}", folder.display())
+}
+
+#[test]
+fn a_row_that_the_template_refuses_is_dropped_and_the_others_are_written() {
+    let folder = TempDir::new().unwrap();
+    let refuses = "{% for m in messages %}{% if 'FIRST' in m['content'] %}{{ raise_exception('not this one') }}{% endif %}{% endfor %}OWN";
+    let model = nano_with(&folder.path().join("nano"), refuses);
+    let rows =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/quickstart/instructions.jsonl");
+    let rows = std::fs::read_to_string(rows).unwrap();
+    let mut rows: Vec<String> = rows.lines().take(4).map(str::to_owned).collect();
+    let mut first: serde_json::Value = serde_json::from_str(&rows[0]).unwrap();
+    first["question"] = "FIRST".into();
+    rows[0] = first.to_string();
+    let path = folder.path().join("rows.jsonl");
+    std::fs::write(&path, rows.join("\n")).unwrap();
+    let data = format!("data.path={}", path.display());
+    let out = folder.path().join("out");
+    let run = generate(&out, &["--set", &model, "--set", &data]);
+    assert!(run.status.success(), "{}", said(&run));
+    let written = std::fs::read_to_string(out.join("data/dataset.jsonl")).unwrap();
+    assert_eq!(written.lines().count(), 3, "{}", said(&run));
+    let log = std::fs::read_to_string(out.join("data/log.jsonl")).unwrap();
+    assert!(log.contains("not this one"), "{log}");
+    assert!(
+        said(&run).contains("refused by the model"),
+        "{}",
+        said(&run)
+    );
+}
+
+#[test]
+fn a_template_without_a_place_for_system_messages_is_told_before_the_first_draft() {
+    let folder = TempDir::new().unwrap();
+    let drops = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}OWN";
+    let model = nano_with(&folder.path().join("nano"), drops);
+    let out = folder.path().join("out");
+    let run = generate(&out, &["--set", &model]);
+    assert!(!run.status.success());
+    assert!(said(&run).contains("model.system_role"), "{}", said(&run));
+    let log = std::fs::read_to_string(out.join("data/log.jsonl")).unwrap_or_default();
+    assert!(log.lines().count() <= 1, "more than its head: {log}");
+}

@@ -8,7 +8,6 @@ use clap::Args;
 use serde_json::json;
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::command_line::model_at;
-use sysgen_core::config::{DefaultSystem, SystemRole};
 use sysgen_core::message::Message;
 use sysgen_core::tell;
 use sysgen_infer::{Answer, Completion, Engine, Finish, Options, Refused, Request, Sampling};
@@ -52,11 +51,7 @@ pub(crate) fn answer(arguments: &AnswerArguments) -> Result<()> {
     );
     ensure!(arguments.max_tokens > 0, "--max-tokens must be at least 1");
     let device = device(&arguments.device)?;
-    let options = ChatOptions {
-        system_role: SystemRole::Native,
-        default_system: DefaultSystem::Keep,
-    };
-    let chat = Chat::load(&arguments.model, options)?;
+    let chat = Chat::load(&arguments.model, ChatOptions::default())?;
     let mut messages: Vec<Message> = arguments.system.iter().map(Message::system).collect();
     messages.push(Message::user(&arguments.user));
     let prompt = chat.prompt(&messages)?;

@@ -5,7 +5,7 @@
 use anyhow::Result;
 use rayon::prelude::*;
 use sysgen_chat::{Chat, ChatOptions};
-use sysgen_core::config::{CrossTokenizer, DefaultSystem, SystemRole};
+use sysgen_core::config::{CrossTokenizer, DefaultSystem};
 use sysgen_core::message::{Message, Role};
 
 use crate::distill::{OTHER_TOKENS, Vocabularies};
@@ -417,8 +417,8 @@ fn exported_template(subject: &Subject) -> Result<Gate> {
     let folder = tempfile::tempdir()?;
     subject.chat.save(folder.path())?;
     let options = ChatOptions {
-        system_role: SystemRole::Native,
-        default_system: DefaultSystem::Keep,
+        now: subject.chat.options().now,
+        ..ChatOptions::default()
     };
     let exported = Chat::load(folder.path(), options)?;
     let differ: Vec<&str> = subject
@@ -438,7 +438,13 @@ fn exported_template(subject: &Subject) -> Result<Gate> {
 
 /// Both give the same prompt and the same conversation; of what neither renders, nothing is said.
 pub fn same_ids(one: &Chat, other: &Chat, messages: &[Message]) -> bool {
-    let Ok(whole) = one.render(messages) else {
+    // Some templates rewrite earlier answers: the last is learnt in any row.
+    let answers = messages.iter().filter(|m| m.role == Role::Assistant);
+    let mut learnt = vec![false; answers.count()];
+    if let Some(last) = learnt.last_mut() {
+        *last = true;
+    }
+    let Ok(whole) = one.render_learning(messages, &learnt) else {
         return true;
     };
     let answer = messages
@@ -447,7 +453,7 @@ pub fn same_ids(one: &Chat, other: &Chat, messages: &[Message]) -> bool {
         .unwrap_or(messages.len());
     let prompt = one.prompt(&messages[..answer]).ok();
     other
-        .render(messages)
+        .render_learning(messages, &learnt)
         .is_ok_and(|there| there.ids == whole.ids)
         && other.prompt(&messages[..answer]).ok() == prompt
 }

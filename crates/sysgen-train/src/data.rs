@@ -38,11 +38,7 @@ pub(crate) struct Data {
 
 /// The tokenizer and template of the model, under the policies of `[model]`.
 pub(crate) fn load_chat(config: &RunConfig) -> Result<Chat> {
-    let options = ChatOptions {
-        system_role: config.model.system_role,
-        default_system: config.model.default_system,
-    };
-    Chat::load(&config.model.path, options)
+    Chat::load(&config.model.path, ChatOptions::of(config))
 }
 
 /// Reads and renders the rows of a run, and says what was lost on the way.

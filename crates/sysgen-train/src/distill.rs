@@ -173,11 +173,7 @@ pub fn distiller(
 /// # Errors
 /// Its folder cannot be read.
 pub fn teacher_chat(config: &RunConfig, distill: &DistillSection) -> Result<Chat> {
-    let options = ChatOptions {
-        system_role: config.model.system_role,
-        default_system: config.model.default_system,
-    };
-    Chat::load(&distill.teacher, options)
+    Chat::load(&distill.teacher, ChatOptions::of(config))
         .with_context(|| format!("distill.teacher = \"{}\"", distill.teacher.display()))
 }
 

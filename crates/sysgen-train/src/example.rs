@@ -73,9 +73,7 @@ pub fn render_rows(
         fit(chat, row, max_length)
             .unwrap_or_else(|error| Fit::Refused(row.id.clone(), format!("{error:#}")))
     };
-    // A template that writes the date gives other ids tomorrow.
-    let lasting = !chat.template().contains("strftime_now");
-    match cache.filter(|_| lasting) {
+    match cache.filter(|_| !chat.depends_on_today()) {
         Some(folder) => render_cache::through(folder, chat, rows, max_length, render),
         None => rows.par_iter().map(|row| render(row)).collect(),
     }
@@ -144,10 +142,11 @@ fn fit(chat: &Chat, row: &Row, max_length: usize) -> Result<Fit> {
 }
 
 fn render(chat: &Chat, row: &Row, messages: &[Message]) -> Result<Example> {
-    let mut rendered = chat.render(messages)?;
     // Only the oldest turns are ever cut, so the last answers of the row are those of `messages`.
-    let cut = row.learnt_answers.len() - rendered.answers.len();
-    for (answer, learnt) in rendered.answers.into_iter().zip(&row.learnt_answers[cut..]) {
+    let answers = messages.iter().filter(|m| m.role == Role::Assistant);
+    let learnt = &row.learnt_answers[row.learnt_answers.len() - answers.count()..];
+    let mut rendered = chat.render_learning(messages, learnt)?;
+    for (answer, learnt) in rendered.answers.into_iter().zip(learnt) {
         rendered.learn[answer].fill(*learnt);
     }
     Ok(Example {

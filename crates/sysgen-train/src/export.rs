@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sysgen_chat::{Chat, ChatOptions};
-use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
+use sysgen_core::config::{AdapterExport, ExportDtype};
 use sysgen_core::files::write_directory_atomically;
 use sysgen_core::message::Message;
 use sysgen_model::{Decoder, Merge, StoredDtype};
@@ -183,8 +183,8 @@ impl Export<'_> {
                 .compare_saved(dir, self.model_dtype(), self.like)?;
         }
         let options = ChatOptions {
-            system_role: SystemRole::Native,
-            default_system: DefaultSystem::Keep,
+            now: self.chat.options().now,
+            ..ChatOptions::default()
         };
         let chat = Chat::load(dir, options)?;
         for messages in self.conversations {

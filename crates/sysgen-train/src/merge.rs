@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::command_line::model_at;
-use sysgen_core::config::{AdapterExport, DefaultSystem, ExportDtype, SystemRole};
+use sysgen_core::config::{AdapterExport, ExportDtype};
 use sysgen_core::message::Message;
 use sysgen_core::tell;
 use sysgen_model::{Decoder, WeightDtype, device, doing};
@@ -37,15 +37,11 @@ fn dtype(word: &str) -> Result<ExportDtype, String> {
 pub(crate) fn merge(arguments: &MergeArguments) -> Result<()> {
     model_at(&arguments.model, "--model")?;
     refuse_foreign_folder(&arguments.output).context("--output")?;
-    let options = ChatOptions {
-        system_role: SystemRole::Native,
-        default_system: DefaultSystem::Keep,
-    };
     let texts = match arguments.adapter.join("tokenizer.json").exists() {
         true => &arguments.adapter,
         false => &arguments.model,
     };
-    let chat = Chat::load(texts, options)?;
+    let chat = Chat::load(texts, ChatOptions::default())?;
     doing("merging the adapter");
     // Projection by projection on the host: a GPU has nothing to do here.
     let base = Decoder::load_as(&arguments.model, &device("cpu")?, WeightDtype::Auto)?;

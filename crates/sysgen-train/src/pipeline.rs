@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use sysgen_core::config::{AdapterExport, ModelInit, TrainMethod, TrainSection};
+use sysgen_core::config::{AdapterExport, ModelInit, TrainMethod, TrainSection, Variant};
 use sysgen_core::files::write_atomically;
 use sysgen_core::message::Message;
-use sysgen_core::{RunConfig, lock_output, tell};
+use sysgen_core::{RunConfig, lock_output, note_start, tell};
 use sysgen_model::{Decoder, Device, device, device_name, doing};
 use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
@@ -38,6 +38,7 @@ const EXPORT_CONVERSATIONS: usize = 32;
 /// Everything the config enables.
 pub(crate) fn run(config: &RunConfig) -> Result<()> {
     let _lock = lock_output(&config.output_dir)?;
+    note_start(&config.output_dir)?;
     let inputs = summary::inputs(config)?;
     if let Some(done) = summary::finished(config, &inputs) {
         tell(format_args!(
@@ -53,7 +54,17 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     let device = device(&config.device.to_string())?;
     let devices = method::devices(config)?;
     let mut summary = Summary::new(config, inputs);
-    if config.generate.is_some() {
+    if let Some(generate) = &config.generate {
+        if let Some(train) = &config.train {
+            // Hours of writing would end in rows that this template cannot show to the student.
+            let without = [Variant::NoSystem, Variant::SystemInUser];
+            if !without.contains(&generate.variant) && !without.contains(&train.variant) {
+                let chat = data::load_chat(config)?;
+                chat.takes_system_messages().with_context(|| {
+                    format!("the chat template of {}", config.model.path.display())
+                })?;
+            }
+        }
         // The teacher is gone when this returns: the student never shares the device with it.
         doing("generating");
         let generated = sysgen_data::run(config, &device, &sysgen_data::Environment::of_process())?;

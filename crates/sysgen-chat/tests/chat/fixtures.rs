@@ -33,13 +33,15 @@ impl Model {
         system_role: SystemRole,
         default_system: DefaultSystem,
     ) -> anyhow::Result<Chat> {
-        Chat::load(
-            self.dir.path(),
-            ChatOptions {
-                system_role,
-                default_system,
-            },
-        )
+        self.with(ChatOptions {
+            system_role,
+            default_system,
+            ..ChatOptions::default()
+        })
+    }
+
+    pub(crate) fn with(&self, options: ChatOptions) -> anyhow::Result<Chat> {
+        Chat::load(self.dir.path(), options)
     }
 
     pub(crate) fn chat(&self) -> Chat {

@@ -190,9 +190,9 @@ fn solar_learns_the_answer_and_an_eos_that_its_template_lacks() {
     equals_whole_text(&chat, &multi());
     assert_eq!(
         chat.render_text(&multi(), false).unwrap(),
-        "### System:\nBe brief: 한.\n\n### User:\nHi\n\n### Assistant:\nHello there</s>### User:\nAnd?\n\n### Assistant:\né你</s>"
+        "<s>### System:\nBe brief: 한.\n\n### User:\nHi\n\n### Assistant:\nHello there</s>### User:\nAnd?\n\n### Assistant:\né你</s>"
     );
-    // No BOS in the template, and a tokenizer that wants it.
+    // No BOS in its own template, and a tokenizer that wants it.
     assert_eq!(chat.token(chat.render(&single()).unwrap().ids[0]), "<s>");
 }
 

@@ -126,8 +126,8 @@ fn a_template_that_writes_answers_unlike_its_prompt_is_an_error() {
     let error = model(&template, false)
         .chat()
         .render(&exchange())
-        .unwrap_err()
-        .to_string();
+        .unwrap_err();
+    let error = format!("{error:#}");
     assert!(
         error.contains("message 3") && error.contains("generation prompt"),
         "{error}"
@@ -161,8 +161,70 @@ fn a_template_that_rewrites_history_is_an_error() {
         &[Message::user("And?"), Message::assistant("Hello")],
     ]
     .concat();
-    let error = chat.render(&longer).unwrap_err().to_string();
+    let error = format!("{:#}", chat.render(&longer).unwrap_err());
     assert!(error.contains("multi_turn"), "{error}");
+}
+
+#[test]
+fn an_earlier_answer_that_is_not_learnt_may_be_rewritten() {
+    // Qwen3 writes a thought before the last answer alone.
+    let template = CHATML.replace(
+        "m.content +",
+        "('tt' if m.role == 'assistant' and loop.last else '') + m.content +",
+    );
+    let chat = model(&template, false).chat();
+    let longer = [
+        &exchange()[..],
+        &[Message::user("And?"), Message::assistant("Hello")],
+    ]
+    .concat();
+    let rendered = chat.render_learning(&longer, &[false, true]).unwrap();
+    assert_eq!(
+        chat.encode(&chat.render_text(&longer, false).unwrap()),
+        rendered.ids
+    );
+    let prompt = chat.prompt(&longer[..4]).unwrap();
+    assert!(rendered.ids.starts_with(&prompt));
+    assert_eq!(rendered.answers[1].start, prompt.len());
+    assert!(rendered.answers[0].is_empty());
+    assert_eq!(
+        learnt(&chat, &rendered)[0],
+        ["t", "t", "Hello", "<|im_end|>"]
+    );
+    assert!(rendered.learn[..prompt.len()].iter().all(|learn| !learn));
+    let error = format!("{:#}", chat.render(&longer).unwrap_err());
+    assert!(
+        error.contains("message 3") && error.contains("weight"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_template_that_moves_the_system_message_is_told_the_way_out() {
+    // As Mistral's: the system text stands in the last question, which is the last message of a prompt alone.
+    let template = "{% set first = messages[0].content if messages[0].role == 'system' %}\
+        {% for m in messages if m.role != 'system' %}\
+        {% if m.role == 'user' %}{{ '<|im_start|>' + (first + ' ' if first and loop.last else '') + m.content }}\
+        {% else %}{{ '<s>' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<s>' }}{% endif %}";
+    let model = model(template, false);
+    let chat = model.chat();
+    assert!(chat.prompt(&exchange()[..2]).is_ok());
+    for error in [
+        chat.render(&exchange()).unwrap_err(),
+        chat.takes_system_messages().unwrap_err(),
+    ] {
+        let error = format!("{error:#}");
+        assert!(error.contains("merge_first_user"), "{error}");
+    }
+    let merged = model
+        .load(SystemRole::MergeFirstUser, DefaultSystem::Keep)
+        .unwrap();
+    merged.takes_system_messages().unwrap();
+    assert_eq!(
+        learnt(&merged, &merged.render(&exchange()).unwrap())[0].last(),
+        Some(&"<|im_end|>".to_string())
+    );
 }
 
 #[test]
@@ -390,4 +452,85 @@ fn a_chat_is_shared_between_threads() {
     fn shareable<T: Send + Sync>() {}
     shareable::<Chat>();
     let _ = ChatOptions::default();
+}
+
+#[test]
+fn a_template_of_another_systems_line_breaks_writes_the_same_text() {
+    let template = "{% for m in messages %}\n<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+    let text = |template: &str| {
+        let chat = model(template, false).chat();
+        chat.render_text(&exchange(), false).unwrap()
+    };
+    // As jinja2 reads it.
+    assert_eq!(text(template), text(&template.replace('\n', "\r\n")));
+    assert_eq!(text(template), text(&template.replace('\n', "\r")));
+}
+
+#[test]
+fn a_run_writes_the_date_on_which_it_began() {
+    let template = format!("{{{{ '[' + strftime_now('%d %b %Y') + ']' }}}}{CHATML}");
+    let model = model(&template, false);
+    let at = |now: Option<u64>| {
+        let options = ChatOptions {
+            now,
+            ..ChatOptions::default()
+        };
+        model.with(options).unwrap()
+    };
+    let text = |chat: &Chat| chat.render_text(&exchange(), false).unwrap();
+    // date -u -d @1709210096
+    let chat = at(Some(1_709_210_096));
+    assert!(text(&chat).starts_with("[29 Feb 2024]"), "{}", text(&chat));
+    assert!(!chat.depends_on_today());
+    assert!(at(None).depends_on_today());
+    assert!(!text(&at(None)).starts_with("[29 Feb 2024]"));
+    // Ids of another day are another run's.
+    assert_eq!(chat.fingerprint(), at(Some(1_709_210_096)).fingerprint());
+    assert_ne!(chat.fingerprint(), at(Some(1_709_310_096)).fingerprint());
+}
+
+#[test]
+fn thoughts_are_not_asked_for_unless_the_run_wants_them() {
+    let prompt = "{{ '<|im_start|>assistant\n' }}";
+    let template = CHATML.replace(
+        prompt,
+        "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and enable_thinking is false %}{{ 't\n' }}{% endif %}",
+    );
+    let model = model(&template, false);
+    let wanted = model.chat();
+    assert!(!wanted.template_is_changed());
+    let without = ChatOptions {
+        without_thinking: true,
+        ..ChatOptions::default()
+    };
+    let chat = model.with(without).unwrap();
+    let text = |chat: &Chat| chat.render_text(&exchange()[..2], true).unwrap();
+    assert_eq!(text(&chat), text(&wanted) + "t\n");
+    // Whoever serves the export has the same prompt without saying so, and nothing is put before it twice.
+    let folder = tempfile::tempdir().unwrap();
+    chat.save(folder.path()).unwrap();
+    for options in [ChatOptions::default(), without] {
+        let served = Chat::load(folder.path(), options).unwrap();
+        assert_eq!(served.template(), chat.template());
+        assert_eq!(text(&served), text(&chat));
+    }
+    // A template that knows nothing of thoughts stays as it is.
+    let plain = self::model(CHATML, false).with(without).unwrap();
+    assert!(!plain.template_is_changed());
+}
+
+#[test]
+fn the_template_writes_the_bos_that_the_tokenizer_wants() {
+    let written = format!("{{{{ bos_token }}}}{CHATML}");
+    for (template, wanted, changed) in [
+        (CHATML, true, true),
+        (CHATML, false, false),
+        (&written, true, false),
+    ] {
+        let chat = model(template, wanted).chat();
+        assert_eq!(chat.template_is_changed(), changed, "{template}");
+        // What apply_chat_template gives, which adds no special tokens.
+        let text = chat.render_text(&exchange(), false).unwrap();
+        assert_eq!(chat.encode(&text), chat.render(&exchange()).unwrap().ids);
+    }
 }

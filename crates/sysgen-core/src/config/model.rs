@@ -72,6 +72,9 @@ pub struct ModelSection {
     pub system_role: SystemRole,
     /// What happens to a system text that the template adds by itself; default `keep`.
     pub default_system: DefaultSystem,
+    /// Whether a template that can ask for thoughts (Qwen3's `enable_thinking`) asks for them; default false, since thoughts
+    /// would become part of the drafts and of the answers to learn.
+    pub enable_thinking: bool,
 }
 
 /// Where the weights come from.

@@ -337,7 +337,7 @@ fn refusals_drop_a_row_only_where_others_are_answered() {
     let dropped = &summary.funnel.draft.dropped;
     assert_eq!(
         (
-            dropped["refused by the endpoint"],
+            dropped["refused by the model (the log says why)"],
             dropped["longer than the context"]
         ),
         (1, 1)

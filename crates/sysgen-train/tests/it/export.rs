@@ -288,6 +288,7 @@ fn a_policy_is_part_of_the_exported_template() {
     let options = ChatOptions {
         system_role: SystemRole::MergeFirstUser,
         default_system: DefaultSystem::Keep,
+        ..ChatOptions::default()
     };
     let chat = Chat::load(&model, options).unwrap();
     export(&fixture::decoder(&model), &chat, &target, ExportDtype::Auto).unwrap();

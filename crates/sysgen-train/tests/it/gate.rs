@@ -180,6 +180,7 @@ fn a_default_system_text_is_said_when_kept_and_gone_when_stripped() {
     let options = ChatOptions {
         system_role: SystemRole::Native,
         default_system: DefaultSystem::Strip,
+        ..ChatOptions::default()
     };
     let chat = Chat::load(dir.path(), options).unwrap();
     let examples = prepare(&chat, &rows, 512, true);
@@ -208,6 +209,7 @@ fn policies_come_out_of_the_exported_template_alone() {
             ChatOptions {
                 system_role,
                 default_system: DefaultSystem::Keep,
+                ..ChatOptions::default()
             },
         )
         .unwrap();
