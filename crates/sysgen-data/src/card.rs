@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use sysgen_core::RunConfig;
-use sysgen_core::config::{GenerateSection, Variant, VerifyMethod};
+use sysgen_core::config::{GenerateSection, HubDataset, Variant, VerifyMethod};
 use sysgen_core::files::write_atomically;
 
 use crate::manifest::{Funnel, Manifest};
@@ -66,12 +66,7 @@ fn card(
         size_category(funnel.kept),
         if drafted { "- synthetic\n" } else { "" },
     );
-    let sources: Vec<String> = config
-        .data
-        .path
-        .iter()
-        .map(|path| file_name(path))
-        .collect();
+    let sources: Vec<String> = config.data.path.iter().map(|path| source(path)).collect();
     let rows = funnel.kept;
     let mut say = |text: String| card.push_str(&text);
     say(match generate.variant {
@@ -311,7 +306,11 @@ fn list(names: &[String]) -> String {
         .join(", ")
 }
 
-fn file_name(path: &Path) -> String {
+/// The name of a Hub data set, or of a file.
+fn source(path: &Path) -> String {
+    if let Some(HubDataset { id, .. }) = HubDataset::named_by(path) {
+        return id;
+    }
     path.file_name()
         .unwrap_or(path.as_os_str())
         .to_string_lossy()

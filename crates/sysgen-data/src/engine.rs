@@ -6,10 +6,10 @@ use sysgen_model::Device;
 
 use crate::environment::Environment;
 use crate::input::with_local_files;
-use crate::pipeline::{ModelIdentity, is_complete_with, merge_with};
+use crate::pipeline::{ModelIdentity, is_complete_with};
 use crate::shard::Shard;
 use crate::summary::Summary;
-use crate::{local, openai};
+use crate::{local, openai, pipeline};
 
 /// Generates the data of `[generate]` into `<output_dir>/data/`; a local model runs on `device`.
 ///
@@ -33,8 +33,8 @@ pub fn run_shard(
     if engine(config) == Engine::Openai {
         return openai::run_by_endpoint(config, shard, environment);
     }
-    let config = &with_local_files(config, environment)?;
-    local::run_by_model(config, device, shard)
+    let data = &with_local_files(config, environment)?.data;
+    local::run_by_model(config, data, device, shard)
 }
 
 /// Writes the data set of a run whose shards are all done.
@@ -42,8 +42,8 @@ pub fn run_shard(
 /// # Errors
 /// As `run`; and rows without answers.
 pub fn merge(config: &RunConfig, environment: &Environment) -> Result<Summary> {
-    let config = &with_local_files(config, environment)?;
-    merge_with(config, &identity(config)?)
+    let data = &with_local_files(config, environment)?.data;
+    pipeline::merge(config, data, &identity(config)?)
 }
 
 /// Whether `<output_dir>/data/` holds the whole data set of this very config, data and model.

@@ -22,8 +22,8 @@ use sysgen_core::config::{DataSection, ExistingSystem};
 use sysgen_core::hash::seed_from;
 use sysgen_core::record::Record;
 
-pub(crate) use hub::source_name;
 pub use hub::with_local_files;
+pub(crate) use hub::{source_name, with_commit};
 
 pub use container::is_json_lines;
 pub use counts::{FileCounts, Places, ReadCounts};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use sysgen_chat::{Chat, ChatOptions};
-use sysgen_core::config::{GenerateSection, ModelInit, RunConfig, Variant};
+use sysgen_core::config::{DataSection, GenerateSection, ModelInit, RunConfig, Variant};
 use sysgen_core::hash::hash_file;
 use sysgen_core::interrupt;
 use sysgen_core::message::Message;
@@ -20,19 +20,22 @@ use sysgen_model::{Decoder, Device, ModelConfig, WeightDtype};
 use crate::generator::{
     Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores, Teacher,
 };
-use crate::pipeline::{ModelIdentity, needs_model, run_shard_with};
+use crate::pipeline::{self, ModelIdentity, needs_model};
 use crate::shard::Shard;
 use crate::summary::Summary;
 
-/// Generates the data of `[generate]` into `<output_dir>/data/` with the config's model on `device`.
-/// The model is loaded only when a row still needs it, and is gone when this returns.
-pub(crate) fn run_by_model(config: &RunConfig, device: &Device, shard: Shard) -> Result<Summary> {
+/// Generates the data of `[generate]` into `<output_dir>/data/` with the config's model on `device`, from the local files
+/// of `data`. The model is loaded only when a row still needs it, and is gone when this returns.
+pub(crate) fn run_by_model(
+    config: &RunConfig,
+    data: &DataSection,
+    device: &Device,
+    shard: Shard,
+) -> Result<Summary> {
     // Before the template is looked at, which may write the date.
     note_start(&config.output_dir)?;
-    let identity = identity(config)?;
-    run_shard_with(config, &identity, shard, || {
-        Ok(Box::new(Local::load(config, device)?))
-    })
+    let open = || -> Result<Box<dyn Generator>> { Ok(Box::new(Local::load(config, device)?)) };
+    pipeline::run(config, data, &identity(config)?, shard, Some(open))
 }
 
 pub(crate) fn identity(config: &RunConfig) -> Result<ModelIdentity> {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use sysgen_core::append_log::{AppendLog, Span};
-use sysgen_core::config::{GenerateSection, RunConfig};
+use sysgen_core::config::{DataSection, GenerateSection};
 use sysgen_core::files::write_atomically;
 use sysgen_core::hash::hash_file;
 
@@ -77,25 +77,21 @@ pub(crate) type Answers = BTreeMap<(Phase, usize), Answer>;
 pub(crate) type Key = BTreeMap<String, String>;
 
 /// The part of the key that does not need the model: the source data and how it is read.
-pub(crate) fn data_key(config: &RunConfig) -> Result<Key> {
+pub(crate) fn data_key(data: &DataSection) -> Result<Key> {
     let mut key = Key::new();
     key.insert("log format".to_string(), LOG_FORMAT.to_string());
     // Row ids hold file names and not folders, so a data set may move.
-    for (i, path) in config.data.path.iter().enumerate() {
+    for (i, path) in data.path.iter().enumerate() {
         let name = source_name(path);
         let hash = hash_file(path).context("data.path")?;
         key.insert(format!("data.path {} ({name})", i + 1), hash);
     }
-    key.insert(
-        "data.multi_turn".to_string(),
-        setting(&config.data.multi_turn),
-    );
+    key.insert("data.multi_turn".to_string(), setting(&data.multi_turn));
     key.insert(
         "data.existing_system".to_string(),
-        setting(&config.data.existing_system),
+        setting(&data.existing_system),
     );
-    let columns =
-        serde_json::to_value(&config.data.columns).expect("a config section is plain data");
+    let columns = serde_json::to_value(&data.columns).expect("a config section is plain data");
     for (name, column) in columns.as_object().into_iter().flatten() {
         if let Some(column) = column.as_str().filter(|column| !column.is_empty()) {
             key.insert(format!("data.columns.{name}"), column.to_string());

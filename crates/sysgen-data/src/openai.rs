@@ -19,7 +19,7 @@ use crate::generator::{Generator, Judged, Judgement, OnDone, Outcome, Prompt, Re
 use crate::input::with_local_files;
 use crate::openai::request::{Client, Reception};
 use crate::openai::streak::Streak;
-use crate::pipeline::{ModelIdentity, needs_model, run_shard_with};
+use crate::pipeline::{self, ModelIdentity, needs_model};
 use crate::shard::Shard;
 use crate::summary::Summary;
 
@@ -37,11 +37,10 @@ pub fn run_by_endpoint(
     shard: Shard,
     environment: &Environment,
 ) -> Result<Summary> {
-    let config = &with_local_files(config, environment)?;
-    let identity = identity(config)?;
-    run_shard_with(config, &identity, shard, || {
-        Ok(Box::new(Endpoint::new(config, environment)?))
-    })
+    let data = &with_local_files(config, environment)?.data;
+    let open =
+        || -> Result<Box<dyn Generator>> { Ok(Box::new(Endpoint::new(config, environment)?)) };
+    pipeline::run(config, data, &identity(config)?, shard, Some(open))
 }
 
 /// The same model may be served in many places: its name is what the texts depend on, not the address.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sysgen_core::{RunConfig, tell};
+use sysgen_data::Environment;
 use sysgen_data::export::{Format, export};
+use sysgen_data::input::with_local_files;
 use sysgen_data::open::DataSet;
 use sysgen_data::report::report;
 use sysgen_data::stats::bert_score::BertScorer;
@@ -78,6 +80,10 @@ impl StatsArguments {
 /// `sysgen-data stats`.
 pub(crate) fn stats(arguments: &StatsArguments) -> Result<()> {
     let (data_set, config) = arguments.which.open()?;
+    // Table 8 reads the source files; those of a Hub data set are in the Hub's cache.
+    let config = config
+        .map(|config| with_local_files(&config, &Environment::of_process()))
+        .transpose()?;
     let scorer = arguments.bert_scorer()?;
     let options = Options {
         config: config.as_ref(),

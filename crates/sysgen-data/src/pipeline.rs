@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use sysgen_core::config::{Engine, GenerateSection, RunConfig, Variant};
+use sysgen_core::config::{DataSection, Engine, GenerateSection, RunConfig, Variant};
 use sysgen_core::hash::hash_file;
 use sysgen_core::{OutputLock, interrupt, lock_output};
 
@@ -59,7 +59,7 @@ pub fn is_complete_with(config: &RunConfig, model: &ModelIdentity) -> Result<boo
     let plan = Plan::new(config, generate)?;
     Ok(manifest.funnel.kept > 0
         && (plan.skips_unanswered() || manifest.funnel.unanswered() == 0)
-        && manifest.key == key(config, generate, &plan, model)?
+        && manifest.key == key(config, &config.data, generate, &plan, model)?
         && manifest.dataset_hash == hash_file(&dataset_path(config))?)
 }
 
@@ -88,12 +88,14 @@ pub fn run_shard_with<'g>(
     shard: Shard,
     open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
 ) -> Result<Summary> {
-    run(config, model, shard, Some(open))
+    run(config, &config.data, model, shard, Some(open))
 }
 
-/// As `run_shard_with`; without `open` nobody is asked, and the data set is written of what there is.
-fn run<'g>(
+/// As `run_shard_with`, with `data` for the config's own: the same with local files. Without `open` nobody is asked, and the
+/// data set is written of what there is.
+pub(crate) fn run<'g>(
     config: &RunConfig,
+    data: &DataSection,
     model: &ModelIdentity,
     shard: Shard,
     open: Option<impl FnOnce() -> Result<Box<dyn Generator + 'g>>>,
@@ -104,8 +106,8 @@ fn run<'g>(
     let directory = config.generated_data_dir();
     let mut lock = shard.lock(&directory)?;
     let plan = Plan::new(config, generate)?;
-    let Input { rows, counts } = input::read(&config.data, config.seed)?;
-    let key = key(config, generate, &plan, model)?;
+    let Input { rows, counts } = input::read(data, config.seed)?;
+    let key = key(config, data, generate, &plan, model)?;
     let mut session = Session {
         plan: &plan,
         variant: generate.variant,
@@ -167,7 +169,16 @@ fn run<'g>(
             };
         }
     }
-    write_dataset(config, generate, model, key, &session, &rows, &mut summary)?;
+    write_dataset(
+        config,
+        data,
+        generate,
+        model,
+        key,
+        &session,
+        &rows,
+        &mut summary,
+    )?;
     drop(lock);
     Ok(summary)
 }
@@ -177,8 +188,18 @@ fn run<'g>(
 /// # Errors
 /// As `run_with`; and rows without answers, unless they are to be left out.
 pub fn merge_with(config: &RunConfig, model: &ModelIdentity) -> Result<Summary> {
+    merge(config, &config.data, model)
+}
+
+/// As `merge_with`, with `data` for the config's own: the same with local files.
+pub(crate) fn merge(
+    config: &RunConfig,
+    data: &DataSection,
+    model: &ModelIdentity,
+) -> Result<Summary> {
     run(
         config,
+        data,
         model,
         Shard::WHOLE,
         None::<fn() -> Result<Box<dyn Generator>>>,
@@ -252,11 +273,12 @@ pub(crate) fn selection(config: &RunConfig, generate: &GenerateSection) -> Resul
 
 fn key(
     config: &RunConfig,
+    data: &DataSection,
     generate: &GenerateSection,
     plan: &Plan,
     model: &ModelIdentity,
 ) -> Result<Key> {
-    let mut key = log::data_key(config)?;
+    let mut key = log::data_key(data)?;
     if needs_model(generate.variant) {
         key.extend(log::generate_key(
             config.seed,

@@ -133,3 +133,54 @@ fn a_template_without_a_place_for_system_messages_is_told_before_the_first_draft
     let log = std::fs::read_to_string(out.join("data/log.jsonl")).unwrap_or_default();
     assert!(log.lines().count() <= 1, "more than its head: {log}");
 }
+
+#[test]
+fn a_hub_data_set_is_named_and_not_the_cache_that_it_lies_in() {
+    let folder = TempDir::new().unwrap();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let cached = folder.path().join("hub/datasets--someone--sums");
+    let rows = cached.join("snapshots").join(commit).join("data");
+    std::fs::create_dir_all(&rows).unwrap();
+    std::fs::create_dir(cached.join("refs")).unwrap();
+    std::fs::write(cached.join("refs/main"), commit).unwrap();
+    let row = r#"{"question":"1 + 1?","answer":"2"}"#;
+    std::fs::write(rows.join("train-00000-of-00001.jsonl"), row).unwrap();
+    let data = folder.path().join("out/data");
+    let run = |arguments: &[&str]| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sysgen-data"));
+        command.current_dir(root.unwrap()).env("NO_COLOR", "1");
+        command.env("HF_HUB_CACHE", folder.path().join("hub"));
+        let command = command.env("HF_HUB_OFFLINE", "1").args(arguments);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    };
+    let output_dir = format!("output_dir={}", folder.path().join("out").display());
+    let settings = [
+        "--config",
+        "configs/quickstart.toml",
+        "--set",
+        "data.path=someone/sums",
+        "--set",
+        "generate.variant=no_system",
+        "--set",
+        &output_dir,
+    ];
+    run(&settings);
+    let read = |name: &str| std::fs::read_to_string(data.join(name)).unwrap();
+    assert!(read("README.md").contains("1 conversations from `someone/sums` as they are"));
+    let config = read("config.toml");
+    assert!(
+        config.contains("path = \"someone/sums\"")
+            && config.contains(&format!("revision = \"{commit}\""))
+            && !config.contains("datasets--"),
+        "{config}"
+    );
+    let source = "someone/sums/data/train-00000-of-00001.jsonl";
+    let stats = run(&[&["stats"], &settings[..]].concat());
+    assert!(stats.contains(source), "{stats}");
+    // The config beside the data gives it again.
+    let beside = data.join("config.toml").display().to_string();
+    run(&["stats", "--config", &beside]);
+}

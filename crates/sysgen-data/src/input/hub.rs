@@ -57,14 +57,38 @@ pub fn with_local_files(config: &RunConfig, environment: &Environment) -> Result
     Ok(local)
 }
 
+/// The config as a reader elsewhere needs it: with the commit, where the files of a Hub data set lie in the cache
+/// under one, in place of the branch that may move on.
+pub(crate) fn with_commit(config: &RunConfig, files: &[PathBuf]) -> RunConfig {
+    let mut config = config.clone();
+    let commits: BTreeSet<&str> = files
+        .iter()
+        .filter_map(|path| in_cache(path))
+        .map(|(_, commit, _)| commit)
+        .collect();
+    let is_hub = config
+        .data
+        .path
+        .iter()
+        .any(|path| HubDataset::named_by(path).is_some());
+    if let (true, [commit]) = (is_hub, commits.into_iter().collect::<Vec<_>>().as_slice()) {
+        config.data.revision = (*commit).to_string();
+    }
+    config
+}
+
+/// The data set's folder name without `datasets--`, the commit and the file of a path in the Hub's cache.
+fn in_cache(path: &Path) -> Option<(&str, &str, &str)> {
+    let (_, rest) = path.to_str()?.rsplit_once("/datasets--")?;
+    let (id, rest) = rest.split_once("/snapshots/")?;
+    let (commit, file) = rest.split_once('/')?;
+    Some((id, commit, file))
+}
+
 /// The name of a file in provenance and row ids: in the Hub's cache it is data set and path, so that it does
 /// not depend on where the cache is, and else the file's own.
 pub(crate) fn source_name(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    if let Some((_, rest)) = text.rsplit_once("/datasets--")
-        && let Some((id, rest)) = rest.split_once("/snapshots/")
-        && let Some((_commit, file)) = rest.split_once('/')
-    {
+    if let Some((id, _, file)) = in_cache(path) {
         return format!("{}/{file}", id.replacen("--", "/", 1));
     }
     path.file_name().map_or_else(
@@ -182,20 +206,16 @@ fn wanted(names: &[String], dataset: &HubDataset, data: &DataSection) -> Result<
         }
     }
     let split = |name: &str| {
-        let words: Vec<String> = name
-            .split(|c: char| !c.is_ascii_alphanumeric())
-            .map(str::to_ascii_lowercase)
-            .collect();
-        let known = SPLITS.iter().find(|(_, spellings)| {
-            spellings
-                .iter()
-                .any(|spelling| words.iter().any(|w| w == spelling))
-        });
-        match known {
-            Some((split, _)) => (*split).to_string(),
-            None if words.contains(&data.split) => data.split.clone(),
-            // What names no split is for training, as the Hub has it.
-            None => "train".to_string(),
+        let known = known_split(name);
+        match named_split(name) {
+            // `train_sft-00000-of-00003` is not `train`. In `train/part-00000-of-00003` it is the folder that says it.
+            Some(split) if known.is_none() || known_split(split).is_some() => split.to_string(),
+            _ => match known {
+                Some(split) => split.to_string(),
+                None if words(name).any(|word| word == data.split) => data.split.clone(),
+                // What names no split is for training, as the Hub has it.
+                None => "train".to_string(),
+            },
         }
     };
     let splits: BTreeSet<String> = files.iter().map(|name| split(name)).collect();
@@ -230,6 +250,32 @@ fn wanted(names: &[String], dataset: &HubDataset, data: &DataSection) -> Result<
         );
     }
     Ok(files)
+}
+
+/// The split in a file name of the form `<split>-NNNNN-of-NNNNN…`, which the Hub's own tools write.
+fn named_split(name: &str) -> Option<&str> {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    let of = file.find("-of-")?;
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let (split, number) = file[..of].rsplit_once('-')?;
+    let count = file.get(of + 4..of + 9)?;
+    let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+    let holds = is_number(number) && is_number(count) && split.chars().all(is_name);
+    (holds && !split.is_empty()).then_some(split)
+}
+
+/// The split that a word of `name` stands for.
+fn known_split(name: &str) -> Option<&'static str> {
+    let known = SPLITS.iter().find(|(_, spellings)| {
+        let is_one = |word: String| spellings.contains(&word.as_str());
+        words(name).any(is_one)
+    });
+    known.map(|(split, _)| *split)
+}
+
+fn words(name: &str) -> impl Iterator<Item = String> {
+    name.split(|c: char| !c.is_ascii_alphanumeric())
+        .map(str::to_ascii_lowercase)
 }
 
 /// The files with rows, in ascending order.
@@ -356,6 +402,36 @@ mod tests {
                 .unwrap_err()
                 .contains("no file of rows")
         );
+    }
+
+    #[test]
+    fn numbered_files_have_exactly_the_split_that_they_name() {
+        let ultrachat = [
+            "data/test_gen-00000-of-00001-3d4cd8309148a71f.parquet",
+            "data/test_sft-00000-of-00001-f7dfac4afe5b93f4.parquet",
+            "data/train_gen-00000-of-00001-a6c9fb894be3e50b.parquet",
+            "data/train_sft-00000-of-00002-a3ecf92756993583.parquet",
+            "data/train_sft-00001-of-00002-0a1804bcb6ae68c6.parquet",
+        ];
+        assert_eq!(
+            chosen(&ultrachat, "", "train_sft").unwrap(),
+            ultrachat[3..5]
+        );
+        assert_eq!(
+            chosen(&ultrachat, "", "train").unwrap_err(),
+            "has no split \"train\"; data.split may be test_gen, test_sft, train_gen, train_sft"
+        );
+        let preferences = [
+            "prefs-00000-of-00001.parquet",
+            "train-00000-of-00001.parquet",
+        ];
+        assert_eq!(chosen(&preferences, "", "train").unwrap(), preferences[1..]);
+        assert_eq!(chosen(&preferences, "", "prefs").unwrap(), preferences[..1]);
+        let folders = [
+            "test/part-00000-of-00001.json",
+            "train/part-00000-of-00001.json",
+        ];
+        assert_eq!(chosen(&folders, "train", "train").unwrap(), folders[1..]);
     }
 
     #[test]
