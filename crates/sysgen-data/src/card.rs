@@ -199,7 +199,7 @@ fn rows_table(funnel: &Funnel) -> String {
             funnel.read.contaminated.count,
         ),
         (
-            "– has the words of an earlier row",
+            "– has the text of an earlier row",
             funnel.read.duplicates.count,
         ),
         (
@@ -230,18 +230,19 @@ fn rows_table(funnel: &Funnel) -> String {
 }
 
 fn tags_table(manifest: &Manifest) -> String {
-    let mut text = "\n## Tags\n\nRows that have a tag, and the verifier's word on it.\n\n\
-                    | tag | drafted | Good | Bad | None | kept |\n|---|---:|---:|---:|---:|---:|\n"
+    let mut text = "\n## Tags\n\nRows that have a tag, and the verifier's word on it (Unread: it wrote none that can be read, and the phrases stay).\n\n\
+                    | tag | drafted | Good | Bad | None | Unread | kept |\n|---|---:|---:|---:|---:|---:|---:|\n"
         .to_string();
     for tag in Tag::CANONICAL {
         let Some(counts) = manifest.tags.get(&tag) else {
             continue;
         };
         let of = |label| counts.labels.get(&label).copied().unwrap_or(0);
-        let [good, bad, none] = [Label::Good, Label::Bad, Label::None].map(of);
+        let labels = [Label::Good, Label::Bad, Label::None, Label::Unread];
+        let [good, bad, none, unread] = labels.map(of);
         let _ = writeln!(
             text,
-            "| {tag} | {} | {good} | {bad} | {none} | {} |",
+            "| {tag} | {} | {good} | {bad} | {none} | {unread} | {} |",
             counts.drafted, counts.kept
         );
     }

@@ -105,6 +105,7 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
 /// As `read_records`; and when no row is usable.
 pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
     let (mut records, mut counts) = read_records(data)?;
+    turns::keep_ids_apart(&mut records, data.multi_turn);
     let files = || {
         data.path
             .iter()

@@ -105,7 +105,7 @@ pub struct Phrase {
 pub enum RejectReason {
     /// Text outside any tag.
     Untagged,
-    /// Text with a tag outside the eight, such as `<<Example>>`.
+    /// Text with a tag outside the eight, such as `<<Example>>`, in a phrase or outside any.
     UnknownTag,
     /// A tag that another opening tag or the end follows.
     Unclosed,
@@ -130,7 +130,7 @@ pub struct Reject {
 
 /// Phrases and rejects of `text`, each in the order they stand there.
 ///
-/// Strict: `<<X>>…<</X>>` with exactly the eight names; a badly written one still ends the phrase it
+/// Strict: `<<X>>…<</X>>` with exactly the eight names and no other tag inside; a badly written one still ends the phrase it
 /// stands in, so that no tag is left in a system message. Lenient also reads `<<X>>…<<X>>`,
 /// `«X»…«/X»`, `<X>…</X>`, other case, plural, spaces and repeated slashes.
 pub fn parse(text: &str, rules: TagRules) -> (Vec<Phrase>, Vec<Reject>) {
@@ -169,6 +169,8 @@ pub fn parse(text: &str, rules: TagRules) -> (Vec<Phrase>, Vec<Reject>) {
         if closes && mark.tag == tag {
             if inside.is_empty() {
                 reject(RejectReason::Empty, &text[mark.start..mark.end]);
+            } else if has_unknown_tag(inside) {
+                reject(RejectReason::UnknownTag, inside);
             } else {
                 phrases.push(Phrase {
                     tag,
@@ -212,8 +214,8 @@ fn reject_outside(text: &str, reject: &mut impl FnMut(RejectReason, &str)) {
     );
 }
 
-/// `<<Example>>`, `<<Conversational History>>`: words in tag brackets. Outside phrases only, and only
-/// to count them apart.
+/// `<<Example>>`, `<<Conversational History>>`: words in tag brackets (paper §3.2, the second rule). What stands under such
+/// a tag has none of the eight functions, so a phrase with one in it goes as a whole.
 fn has_unknown_tag(text: &str) -> bool {
     text.match_indices("<<").any(|(at, _)| {
         let name = text[at + 2..].trim_start_matches('/');

@@ -117,18 +117,7 @@ pub(crate) fn from_scores(scores: &[Scores]) -> BTreeMap<Tag, Verdict> {
 pub(crate) fn from_text(text: &str) -> BTreeMap<Tag, Verdict> {
     let mut verdicts = BTreeMap::new();
     for line in text.lines() {
-        let Some((name, label)) = line.rsplit_once(':') else {
-            continue;
-        };
-        let name = name.trim_matches(|c: char| !c.is_alphabetic());
-        let label = label.trim_matches(|c: char| !c.is_alphabetic());
-        let tag = Tag::CANONICAL
-            .into_iter()
-            .find(|tag| tag.name().eq_ignore_ascii_case(name));
-        let label = LABELS
-            .into_iter()
-            .find(|known| format!("{known:?}").eq_ignore_ascii_case(label));
-        if let (Some(tag), Some(label)) = (tag, label) {
+        if let Some((tag, label)) = judgement_in(line) {
             verdicts.entry(tag).or_insert(Verdict {
                 label,
                 margin: None,
@@ -142,6 +131,29 @@ pub(crate) fn from_text(text: &str) -> BTreeMap<Tag, Verdict> {
         });
     }
     verdicts
+}
+
+/// The tag at the beginning of a line and the word after its colon: `<<Role>>: Bad (gives the answer away)`.
+fn judgement_in(line: &str) -> Option<(Tag, Label)> {
+    let (name, judged) = line.split_once(':')?;
+    let name = name.trim_matches(|c: char| !c.is_alphabetic());
+    let tag = Tag::CANONICAL
+        .into_iter()
+        .find(|tag| tag.name().eq_ignore_ascii_case(name))?;
+    let judged = judged.trim_start_matches(|c: char| !c.is_alphabetic());
+    let end = judged
+        .find(|c: char| !c.is_alphabetic())
+        .unwrap_or(judged.len());
+    let (word, rest) = judged.split_at(end);
+    // `Good|Bad|None` is the format written again.
+    let rest = rest.trim_start_matches(|c: char| c.is_whitespace() || "*_`".contains(c));
+    if rest.starts_with(['|', '/']) {
+        return None;
+    }
+    let label = LABELS
+        .into_iter()
+        .find(|known| known.name().eq_ignore_ascii_case(word))?;
+    Some((tag, label))
 }
 
 /// Whether the phrases of a tag stay. `threshold` is the least margin, in nats; written labels have no
@@ -212,6 +224,26 @@ mod tests {
         assert_eq!(verdicts[&Tag::Style].label, Label::Unread);
         assert_eq!(verdicts[&Tag::Role].label, Label::Bad);
         assert!(keeps(&verdicts[&Tag::Style], 0.0) && !keeps(&verdicts[&Tag::Role], 0.0));
+    }
+
+    #[test]
+    fn a_reason_after_the_label_leaves_it_readable() {
+        for (line, label) in [
+            ("<<Content>>: Bad (gives the answer away)", Label::Bad),
+            ("<<Content>>: Bad: it gives the answer away", Label::Bad),
+            (
+                "- **Content**: **None**, there is no such phrase",
+                Label::None,
+            ),
+            ("3. <<Content>>: Good - fits", Label::Good),
+            ("<<Content>>: Good|Bad|None", Label::Unread),
+            ("<<Content>>: **Good** / Bad", Label::Unread),
+            ("<<Content>>: Goodness", Label::Unread),
+            ("<<Content>>: not Bad", Label::Unread),
+            ("The <<Content>> is: Bad", Label::Unread),
+        ] {
+            assert_eq!(from_text(line)[&Tag::Content].label, label, "{line}");
+        }
     }
 
     #[test]

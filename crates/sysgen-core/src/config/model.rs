@@ -244,7 +244,7 @@ pub enum Deduplicate {
     /// None.
     #[default]
     None,
-    /// Those with the same words, in whatever case and punctuation.
+    /// Those with the same text, in whatever case and with whatever white space.
     Exact,
     /// Also those with nearly the same words: MinHash over word shingles.
     Minhash,

@@ -22,8 +22,8 @@ pub(crate) struct Entry {
     pub(crate) value: Result<Value, String>,
 }
 
-/// Calls `visit` for every entry of the file at `path`, in order. An array is read as a stream, so a
-/// file larger than memory is fine.
+/// Calls `visit` for every entry of the file at `path`, in order. An array is read as a stream, on one line
+/// or on many, so a file larger than memory is fine.
 ///
 /// # Errors
 /// A file that cannot be opened or decompressed; an array or object that breaks off (the rest of its
@@ -80,7 +80,7 @@ enum Container {
     Document,
 }
 
-/// An array starts with `[`. A `{` starts a row of JSON lines, unless the object goes on past its
+/// An array starts with `[`; how long it is does not matter. A `{` starts a row of JSON lines, unless the object goes on past its
 /// line or holds only objects (`{"0": {…}, "1": {…}}`).
 fn container_of(path: &Path) -> Result<Container> {
     let reading = || format!("reading {}", path.display());
@@ -88,12 +88,14 @@ fn container_of(path: &Path) -> Result<Container> {
         return Ok(Container::Parquet);
     }
     let mut reader = skip_byte_order_mark(open_text(path)?).with_context(reading)?;
-    let Some(first) = next_line(&mut reader).with_context(reading)? else {
-        return Ok(Container::Empty);
-    };
-    if first.trim_start().starts_with('[') {
-        return Ok(Container::Document);
+    // A whole array may be one line: a look at its first byte is enough.
+    match first_byte(&mut reader).with_context(reading)? {
+        None => return Ok(Container::Empty),
+        Some(b'[') => return Ok(Container::Document),
+        Some(_) => {}
     }
+    let first = next_line(&mut reader).with_context(reading)?;
+    let first = first.unwrap_or_default();
     Ok(match serde_json::from_str::<Value>(&first) {
         Ok(Value::Object(object))
             if !object.is_empty()
@@ -140,6 +142,20 @@ fn for_each_line(
     }
 }
 
+/// The next byte that is no white space, left where it is.
+fn first_byte(reader: &mut dyn BufRead) -> std::io::Result<Option<u8>> {
+    loop {
+        let buffer = reader.fill_buf()?;
+        let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace());
+        let blank = blank.count();
+        let (first, all) = (buffer.get(blank).copied(), buffer.len());
+        reader.consume(blank);
+        if first.is_some() || all == 0 {
+            return Ok(first);
+        }
+    }
+}
+
 /// The next line that is not blank; text that is no UTF-8 is replaced, it is only looked at.
 fn next_line(reader: &mut dyn BufRead) -> std::io::Result<Option<String>> {
     let mut bytes = Vec::new();
@@ -163,6 +179,36 @@ fn skip_byte_order_mark(mut reader: Box<dyn BufRead>) -> std::io::Result<Box<dyn
         reader.read_exact(&mut mark)?;
     }
     Ok(reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives what it has byte by byte, and fails when more is wanted.
+    struct Rest<'a>(&'a [u8]);
+
+    impl Read for Rest<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let Some((first, rest)) = self.0.split_first() else {
+                return Err(std::io::Error::other("read too far"));
+            };
+            (buffer[0], self.0) = (*first, rest);
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn an_array_is_known_by_its_first_byte() {
+        let mut reader = std::io::BufReader::new(Rest(b" \r\n\t["));
+        assert_eq!(first_byte(&mut reader).ok().flatten(), Some(b'['));
+        let mut next = [0];
+        assert!(
+            reader.read_exact(&mut next).is_ok() && next == *b"[",
+            "it is still there"
+        );
+        assert_eq!(first_byte(&mut &b" \n"[..]).ok(), Some(None));
+    }
 }
 
 /// Hands the elements of an array, or the values of an object, to `visit` as they are parsed.

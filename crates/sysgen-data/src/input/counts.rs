@@ -73,7 +73,7 @@ pub struct ReadCounts {
     /// Rows that share a word sequence with a prompt of `data.decontaminate`.
     #[serde(default)]
     pub contaminated: Places,
-    /// Rows with the words of an earlier one (`deduplicate`).
+    /// Rows with the text of an earlier one but for case and white space (`deduplicate`).
     #[serde(default)]
     pub duplicates: Places,
     /// Rows with nearly the words of an earlier one (`deduplicate = "minhash"`).

@@ -1,4 +1,4 @@
-//! Rows that repeat an earlier row are left out: the same text (`exact`), or nearly the same words
+//! Rows that repeat an earlier row are left out: the same text but for case and white space (`exact`), or nearly the same words
 //! (`minhash`: Broder 1997, with the bands of Indyk and Motwani's locality-sensitive hashing). Of rows that
 //! are the same the first in source order stays, so the outcome depends on the files alone.
 

@@ -10,8 +10,9 @@ type Object = Map<String, Value>;
 pub(crate) type Reason = String;
 
 /// The columns of data sets that hold one question and one answer, in the order they are tried.
-const PAIRS: [(&str, &str, &str); 5] = [
+const PAIRS: [(&str, &str, &str); 6] = [
     ("question", "answer", "question/answer"),
+    ("question", "response", "question/response"),
     ("query", "response", "query/response"),
     ("problem", "solution", "problem/solution"),
     ("prompt", "response", "prompt/response"),
@@ -45,6 +46,10 @@ fn turns_of(row: &Object) -> Result<(Vec<Message>, &'static str), Reason> {
     if let Some(instances) = array_at(row, "instances") {
         return Ok((self_instruct(row, instances)?, "self-instruct"));
     }
+    let asks = ["instruction", "question", "query", "problem", "prompt"];
+    if asks.iter().any(|key| row.contains_key(*key)) && has_options(row) {
+        return Err("a list of options beside the question".to_string());
+    }
     if row.contains_key("instruction") {
         let format = if row.contains_key("response") && !row.contains_key("input") {
             "instruction/response"
@@ -60,12 +65,14 @@ fn turns_of(row: &Object) -> Result<(Vec<Message>, &'static str), Reason> {
     }
     for (question, answer, format) in PAIRS {
         if let (Some(question), Some(answer)) = (text_at(row, question), text_at(row, answer)) {
-            let turns = vec![Message::user(question), Message::assistant(answer)];
-            return Ok((turns, format));
+            let question = with_input(&question, &context(row)?);
+            return Ok((
+                vec![Message::user(question), Message::assistant(answer)],
+                format,
+            ));
         }
     }
-    let asks = ["question", "query", "problem", "prompt", "turns"];
-    if asks.iter().any(|key| row.contains_key(*key)) {
+    if asks.iter().any(|key| row.contains_key(*key)) || row.contains_key("turns") {
         return Err("a question without an answer".to_string());
     }
     Err("unknown format".to_string())
@@ -128,7 +135,7 @@ pub(crate) fn conversation(list: &[Value]) -> Result<(Vec<Message>, &'static str
     Ok((messages, format))
 }
 
-/// `instruction` with an optional `input`; the answer is `output` or `response`. `history` holds
+/// `instruction` with an optional `input`, or Dolly's `context`; the answer is `output` or `response`. `history` holds
 /// earlier pairs.
 fn alpaca(row: &Object) -> Result<Vec<Message>, Reason> {
     let answer = ["output", "response", "answer", "completion"]
@@ -147,10 +154,40 @@ fn alpaca(row: &Object) -> Result<Vec<Message>, Reason> {
             _ => return Err("a history that is not a list of pairs of texts".to_string()),
         }
     }
-    let input = text_at(row, "input").unwrap_or_default();
+    let input = match text_at(row, "input").filter(|input| !input.trim().is_empty()) {
+        Some(input) => input,
+        None => context(row)?,
+    };
     messages.push(Message::user(with_input(&instruction, &input)));
     messages.push(Message::assistant(answer));
     Ok(messages)
+}
+
+/// The passage that a question is about; empty where there is none.
+fn context(row: &Object) -> Result<String, Reason> {
+    match row.get("context") {
+        Some(Value::String(text)) => Ok(text.clone()),
+        context if is_blank(context) => Ok(String::new()),
+        _ => Err("a context that is not a text".to_string()),
+    }
+}
+
+/// Whether the question goes on in a list to choose from. Data sets write it in many ways, and without it many a question
+/// cannot be answered.
+fn has_options(row: &Object) -> bool {
+    ["options", "choices"]
+        .iter()
+        .any(|key| !is_blank(row.get(*key)))
+}
+
+fn is_blank(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.trim().is_empty(),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(Value::Object(object)) => object.is_empty(),
+        Some(_) => false,
+    }
 }
 
 /// Self-instruct's tasks: the first instance is the row's pair (published sets hold one each; further

@@ -1,6 +1,8 @@
 //! From a record to the rows that go through the phases: which of its answers are written again, and
 //! which turns are only context.
 
+use std::collections::HashSet;
+
 use sysgen_core::config::{ExistingSystem, MultiTurn};
 use sysgen_core::message::{Message, Role};
 use sysgen_core::record::Record;
@@ -87,6 +89,42 @@ pub(crate) fn layout(messages: &[Message]) -> Result<Layout, Reason> {
     })
 }
 
+/// Gives a conversation another id where its unrolled rows would have those of other records (`a#1` beside `a`). Before
+/// anything is chosen among the records, so that an id does not depend on the choice.
+pub(crate) fn keep_ids_apart(records: &mut [Record], multi_turn: MultiTurn) {
+    let looks_unrolled = |record: &Record| {
+        let turn = record.id.rsplit_once('#').map(|(_, turn)| turn);
+        turn.is_some_and(|turn| turn.parse::<usize>().is_ok())
+    };
+    if multi_turn != MultiTurn::Unroll || !records.iter().any(looks_unrolled) {
+        return;
+    }
+    let mut taken: HashSet<String> = records.iter().map(|record| record.id.clone()).collect();
+    for record in records {
+        let answers = record
+            .messages
+            .iter()
+            .filter(|message| message.role == Role::Assistant)
+            .count();
+        let clashes = |id: &str, taken: &HashSet<String>| {
+            answers > 1 && (1..=answers).any(|turn| taken.contains(&unrolled(id, turn)))
+        };
+        if !clashes(&record.id, &taken) {
+            continue;
+        }
+        let free = (2..)
+            .map(|copy| format!("{}~{copy}", record.id))
+            .find(|id| !taken.contains(id) && !clashes(id, &taken));
+        record.id = free.expect("there are more numbers than records");
+        taken.insert(record.id.clone());
+    }
+}
+
+/// The id of a conversation's row for one turn, from 1.
+fn unrolled(id: &str, turn: usize) -> String {
+    format!("{id}#{turn}")
+}
+
 /// The rows of one record whose `layout` holds; none when it has a system message and such records are
 /// skipped.
 pub(crate) fn rows_of(
@@ -132,7 +170,7 @@ pub(crate) fn rows_of(
     }
     (0..turns.len())
         .map(|i| Row {
-            id: format!("{id}#{}", i + 1),
+            id: unrolled(&id, i + 1),
             source: source.clone(),
             line,
             system: system.clone(),

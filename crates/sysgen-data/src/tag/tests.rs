@@ -82,6 +82,18 @@ fn tags_outside_the_eight_are_rejected_with_their_text() {
 }
 
 #[test]
+fn a_phrase_with_a_tag_outside_the_eight_is_rejected() {
+    for rules in [Strict, Lenient] {
+        check(
+            rules,
+            "<<Role>>You sing. <<Example>>La la.<</Example>><</Role>> <<Task>>Add 48/2=<<48/2=24>>24.<</Task>>",
+            &[(Tag::Task, "Add 48/2=<<48/2=24>>24.")],
+            &[(UnknownTag, "You sing. <<Example>>La la.<</Example>>")],
+        );
+    }
+}
+
+#[test]
 fn boundaries_must_match() {
     check(
         Strict,
@@ -140,6 +152,7 @@ mod properties {
         (0..8usize, text).prop_filter_map("a phrase holds text and no tag", |(tag, text)| {
             let text = text.trim().to_string();
             let bare = !text.is_empty()
+                && !has_unknown_tag(&text)
                 && next_mark(&format!("{text}<</Role>>"), 0, Strict)?.start == text.len();
             bare.then(|| Phrase {
                 tag: Tag::CANONICAL[tag],
@@ -190,7 +203,7 @@ mod properties {
                 for phrase in &phrases {
                     prop_assert!(!phrase.text.is_empty());
                     prop_assert_eq!(phrase.text.trim(), &phrase.text);
-                    prop_assert!(next_mark(&phrase.text, 0, rules).is_none(), "a tag is left in {:?}", phrase.text);
+                    prop_assert!(next_mark(&phrase.text, 0, rules).is_none() && !has_unknown_tag(&phrase.text), "a tag is left in {:?}", phrase.text);
                 }
                 // Nothing vanishes: a text that is not blank leaves a phrase or a reject.
                 prop_assert_eq!(phrases.is_empty() && rejects.is_empty(), text.trim().is_empty());

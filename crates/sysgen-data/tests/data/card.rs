@@ -26,7 +26,7 @@ fn the_card_counts_what_the_manifest_counts_and_claims_no_licence() {
         "| – draft, filter: longer than the context | 1 |",
         "| – respond: empty answer | 1 |",
         "| **kept** (37.50 %) | 3 |",
-        "| Style | 3 | 2 | 1 | 0 | 2 |",
+        "| Style | 3 | 2 | 1 | 0 | 0 | 2 |",
         "in one of eight tags; temperature 0.7, at most 512 tokens, and once more where nothing usable came out.",
         "under the system message; temperature 0.7, top p 0.9, at most 1024 tokens.",
     ] {

@@ -53,6 +53,8 @@ fn pairs_of_every_format_are_one_turn() {
         r#"{"type":"t","query":"Q","original_question":"q","response":"A"}"#,
         r#"{"lang":"c","problem":"Q","solution":"A"}"#,
         r#"{"prompt":"Q","response":"A"}"#,
+        r#"{"question":"Q","response":"A"}"#,
+        r#"{"question":"Q","context":"","options":[],"choices":null,"answer":"A"}"#,
         r#"{"id":"t0","instruction":"Q","instances":[{"input":"","output":"A"}],"is_classification":false}"#,
     ] {
         assert_eq!(messages_of(row), pair, "{row}");
@@ -64,6 +66,27 @@ fn inputs_follow_their_instruction_and_histories_come_first() {
     assert_eq!(
         messages_of(r#"{"instruction":"Add.","input":"1 2","output":"3"}"#)[0],
         Message::user("Add.\n1 2")
+    );
+    for row in [
+        // Dolly, sql-create-context.
+        r#"{"instruction":"Who?","context":"Ada wrote it.","response":"Ada","category":"closed_qa"}"#,
+        r#"{"instruction":"Who?","input":"","context":"Ada wrote it.","output":"Ada"}"#,
+        r#"{"question":"Who?","context":"Ada wrote it.","answer":"Ada"}"#,
+    ] {
+        assert_eq!(
+            messages_of(row)[0],
+            Message::user("Who?\nAda wrote it."),
+            "{row}"
+        );
+    }
+    assert_eq!(
+        messages_of(r#"{"id":"o","system_prompt":"S","question":"Q","response":"A"}"#),
+        [
+            Message::system("S"),
+            Message::user("Q"),
+            Message::assistant("A")
+        ],
+        "OpenOrca"
     );
     assert_eq!(
         messages_of(r#"{"instruction":"b","output":"B","system":"S","history":[["a","A"]]}"#),
@@ -82,6 +105,18 @@ fn what_cannot_be_used_has_a_reason() {
     for (row, reason) in [
         (r#"{"question": "Q"#, "not valid JSON"),
         ("7", "not a JSON object"),
+        (
+            r#"{"question":"Q","context":{"sentences":[["a"]]},"answer":"A"}"#,
+            "a context that is not a text",
+        ),
+        (
+            r#"{"question":"Q","choices":["a","b"],"answer":1}"#,
+            "a list of options beside the question",
+        ),
+        (
+            r#"{"instruction":"Q","options":{"A":"a"},"output":"A"}"#,
+            "a list of options beside the question",
+        ),
         (r#"{"text":"Q"}"#, "unknown format"),
         (
             r#"{"question":"Q","answer":null}"#,
@@ -146,6 +181,34 @@ fn ids_are_the_rows_own_and_unique() {
     unique.sort();
     unique.dedup();
     assert_eq!(unique.len(), 8, "{ids:?}");
+}
+
+#[test]
+fn unrolled_rows_take_no_other_rows_id() {
+    let turn = r#"{"from":"human","value":"q"},{"from":"gpt","value":"a"}"#;
+    let rows = format!(
+        r#"{{"id":"a","conversations":[{turn},{turn}]}}
+{{"id":"a#1","question":"q","answer":"a"}}
+{{"id":"a~2","question":"q","answer":"a"}}
+{{"id":"b","conversations":[{turn},{turn}]}}"#
+    );
+    let (_folder, mut data) = data(&[("r.jsonl", rows.as_bytes())]);
+    let ids = |data: &DataSection| {
+        let rows = read(data, 1).unwrap().rows;
+        rows.into_iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    let expected = ["a~3#1", "a~3#2", "a#1", "a~2", "b#1", "b#2"];
+    assert_eq!(ids(&data), expected);
+    // An id is a row's whatever else is chosen.
+    data.limit = 1;
+    assert_eq!(ids(&data), expected[..2]);
+    data.limit = 0;
+    data.shuffle = true;
+    let mut shuffled = ids(&data);
+    shuffled.sort();
+    let mut sorted = expected;
+    sorted.sort();
+    assert_eq!(shuffled, sorted);
 }
 
 #[test]
