@@ -2,14 +2,14 @@
 //! timing. All of it but the timing follows from the log alone, so it does not depend on chunks, batches or restarts.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use sysgen_core::config::{DataSection, GenerateSection, RunConfig};
 use sysgen_core::files::write_atomically;
 use sysgen_core::hash::hash_file;
-use sysgen_core::jsonl::write_jsonl;
+use sysgen_core::jsonl::{read_lines, write_jsonl};
 
 use crate::card;
 use crate::dataset;
@@ -84,6 +84,35 @@ pub(crate) fn write_dataset(
     Ok(())
 }
 
+/// The summary of a data set that is finished already.
+pub(crate) fn read_back(dataset: PathBuf, manifest: Manifest) -> Result<Summary> {
+    tracing::info!("{} is complete; nothing is done again", dataset.display());
+    let mut samples = Vec::new();
+    for line in read_lines(&dataset)?.take(SAMPLES) {
+        let line: dataset::Line = serde_json::from_str(&line?.1)?;
+        samples.extend(sample(&line));
+    }
+    Ok(Summary {
+        dataset,
+        funnel: manifest.funnel,
+        tags: manifest.tags,
+        samples,
+        ..Summary::default()
+    })
+}
+
+/// The first turn of a line that is learnt.
+fn sample(line: &dataset::Line) -> Option<Sample> {
+    let learnt = line.messages.iter().position(dataset::Turn::is_learnt)?;
+    Some(Sample {
+        id: line.sysgen.id.clone(),
+        question: line.messages[learnt.checked_sub(1)?].content.clone(),
+        system: line.system().map(str::to_string),
+        original_answer: line.originals().first()?.clone(),
+        answer: line.messages[learnt].content.clone(),
+    })
+}
+
 impl Session<'_> {
     /// The line of a finished row, counted in the manifest; none for a row that was left out.
     fn finish(
@@ -118,14 +147,7 @@ impl Session<'_> {
             counts.kept += usize::from(verdict.kept);
         }
         if samples.len() < SAMPLES {
-            let first = &row.turns[0];
-            samples.push(Sample {
-                id: row.id.clone(),
-                question: first.question.clone(),
-                system: kept.system.clone(),
-                original_answer: first.answer.clone(),
-                answer: kept.answers.first().unwrap_or(&first.answer).clone(),
-            });
+            samples.extend(sample(&line));
         }
         Ok(Some(line))
     }

@@ -20,7 +20,10 @@ use crate::input::source_name;
 use crate::shard::Shard;
 
 /// Raised when outcomes of older versions can no longer be used.
-const LOG_FORMAT: u32 = 1;
+const LOG_FORMAT: u32 = 2;
+
+/// Settings that only answers of phase 4 depend on: after a change, drafts and judgements still count.
+const ONLY_RESPOND: &str = "generate.respond.";
 
 /// The phases that ask the model; phase 2 is pure and needs no line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -66,14 +69,17 @@ pub(crate) struct Entry {
     pub(crate) phase: Phase,
     /// The attempt of a draft, the turn of an answer, else 0.
     pub(crate) attempt: usize,
+    /// Of the system message that an answer was written under, which moves with `generate.verify.threshold`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) system_hash: Option<u64>,
     pub(crate) answer: Answer,
 }
 
-/// All outcomes of one row.
+/// The outcomes of one row that count.
 pub(crate) type Answers = BTreeMap<(Phase, usize), Answer>;
 
-/// Everything the log's outcomes depend on, by name. `batch_size`, `device`, `limit`, `shuffle` and
-/// `variant` are not in it: they choose rows and shapes, not texts.
+/// Everything the log's outcomes depend on, by name. `batch_size`, `device`, `limit`, `shuffle`,
+/// `variant` and `verify.threshold` are not in it: they choose rows, phrases and shapes, not texts.
 pub(crate) type Key = BTreeMap<String, String>;
 
 /// The part of the key that does not need the model: the source data and how it is read.
@@ -116,7 +122,8 @@ pub(crate) fn generate_key(seed: u64, generate: &GenerateSection, prompts: [&str
     ];
     for (section, values) in sections {
         let values = values.expect("a config section is plain data");
-        for (name, value) in values.as_object().into_iter().flatten() {
+        let values = values.as_object().into_iter().flatten();
+        for (name, value) in values.filter(|(name, _)| *name != "threshold") {
             insert(&format!("generate.{section}.{name}"), value.to_string());
         }
     }
@@ -144,6 +151,7 @@ struct Head {
     row: Option<String>,
     phase: Option<Phase>,
     attempt: Option<usize>,
+    system_hash: Option<u64>,
     #[allow(dead_code)]
     answer: Option<IgnoredAny>,
 }
@@ -153,8 +161,23 @@ struct Head {
 struct Place {
     phase: Phase,
     attempt: usize,
+    system_hash: Option<u64>,
     file: usize,
     span: Span,
+}
+
+impl Place {
+    fn request(&self) -> (Phase, usize, Option<u64>) {
+        (self.phase, self.attempt, self.system_hash)
+    }
+}
+
+/// A log with answers.
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    /// What its last answers were made with.
+    key: Key,
 }
 
 /// The logs of all shards, and the one that this process appends to. Only where the answers lie is in
@@ -162,7 +185,7 @@ struct Place {
 pub(crate) struct Log {
     directory: PathBuf,
     key: Key,
-    files: Vec<(PathBuf, File)>,
+    files: Vec<LogFile>,
     places: HashMap<String, Vec<Place>>,
     /// The log of this process, and its index in `files`.
     own: Option<(AppendLog, usize)>,
@@ -188,24 +211,37 @@ impl Log {
     }
 
     fn read_file(&mut self, path: &Path) -> Result<()> {
-        let mut key = None;
+        let mut key: Option<Key> = None;
+        // Known at the first answer: a key without answers holds nobody back.
+        let mut usable = None;
         let mut entries = 0;
         let file = self.files.len();
         for line in AppendLog::entries_with_spans::<Head>(path)? {
             let (span, head) = line?;
             match (head.key, head.row, head.phase, head.attempt) {
-                (Some(found), ..) if key.is_none() => key = Some(found),
-                (None, Some(row), Some(phase), Some(attempt)) if key.is_some() => {
+                (Some(found), ..) => (key, usable) = (Some(found), None),
+                (None, Some(row), Some(phase), Some(attempt)) if let Some(key) = &key => {
                     entries += 1;
+                    let usable = match usable {
+                        Some(usable) => usable,
+                        None => *usable.insert(usable_with(path, key, &self.key)?),
+                    };
+                    if usable == Usable::ButResponses && phase == Phase::Respond {
+                        continue;
+                    }
+                    let place = Place {
+                        phase,
+                        attempt,
+                        system_hash: head.system_hash,
+                        file,
+                        span,
+                    };
                     let places = self.places.entry(row).or_default();
-                    let known = |place: &Place| (place.phase, place.attempt) == (phase, attempt);
-                    if !places.iter().any(known) {
-                        places.push(Place {
-                            phase,
-                            attempt,
-                            file,
-                            span,
-                        });
+                    if !places
+                        .iter()
+                        .any(|known| known.request() == place.request())
+                    {
+                        places.push(place);
                     }
                 }
                 (None, Some(_), Some(_), Some(_)) => bail!(
@@ -221,17 +257,15 @@ impl Log {
         match key {
             // Only a key: nothing was answered yet, because the model did not load for example.
             _ if entries == 0 => Ok(()),
-            Some(key) => {
-                refuse_other_key(path, &key, &self.key)?;
-                self.open_for_reading(path).map(|_| ())
-            }
+            Some(key) => self.open_for_reading(path, key).map(|_| ()),
             None => Ok(()),
         }
     }
 
-    fn open_for_reading(&mut self, path: &Path) -> Result<usize> {
+    fn open_for_reading(&mut self, path: &Path, key: Key) -> Result<usize> {
         let file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
-        self.files.push((path.to_path_buf(), file));
+        let path = path.to_path_buf();
+        self.files.push(LogFile { path, file, key });
         Ok(self.files.len() - 1)
     }
 
@@ -242,16 +276,22 @@ impl Log {
     pub(crate) fn write_to(&mut self, shard: Shard) -> Result<()> {
         let path = self.directory.join(shard.log_file());
         let mut own = AppendLog::open(&path)?;
-        let known = self.files.iter().position(|(known, _)| *known == path);
+        let known = self.files.iter().position(|known| known.path == path);
         let file = match known {
-            Some(file) => file,
+            Some(file) => {
+                if self.files[file].key != self.key {
+                    own.append(&Line::Key { key: &self.key })?;
+                    self.files[file].key = self.key.clone();
+                }
+                file
+            }
             None => {
                 // New, or without answers: then its key may be an old one.
                 drop(own);
                 write_atomically(&path, |_| Ok(()))?;
                 own = AppendLog::open(&path)?;
                 own.append(&Line::Key { key: &self.key })?;
-                self.open_for_reading(&path)?
+                self.open_for_reading(&path, self.key.clone())?
             }
         };
         self.own = Some((own, file));
@@ -263,14 +303,14 @@ impl Log {
         self.places.get(row).map_or(0, Vec::len)
     }
 
-    /// The answers of a row.
+    /// All answers of a row; `Plan::answers` says which of them count.
     ///
     /// # Errors
     /// A log that cannot be read, or an answer in it.
-    pub(crate) fn answers(&self, row: &str) -> Result<Answers> {
-        let mut answers = Answers::new();
+    pub(crate) fn entries(&self, row: &str) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
         for place in self.places.get(row).into_iter().flatten() {
-            let (path, file) = &self.files[place.file];
+            let LogFile { path, file, .. } = &self.files[place.file];
             let mut bytes = vec![0; place.span.length];
             let read = file.read_exact_at(&mut bytes, place.span.offset);
             read.with_context(|| format!("reading {}", path.display()))?;
@@ -281,9 +321,9 @@ impl Log {
                     place.span.offset
                 )
             })?;
-            answers.insert((entry.phase, entry.attempt), entry.answer);
+            entries.push(entry);
         }
-        Ok(answers)
+        Ok(entries)
     }
 
     pub(crate) fn append(&mut self, entry: &Entry) -> Result<()> {
@@ -292,6 +332,7 @@ impl Log {
         let place = Place {
             phase: entry.phase,
             attempt: entry.attempt,
+            system_hash: entry.system_hash,
             file: *file,
             span,
         };
@@ -324,9 +365,17 @@ fn log_files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn refuse_other_key(path: &Path, old: &Key, new: &Key) -> Result<()> {
+/// Which answers of a log count.
+#[derive(Clone, Copy, PartialEq)]
+enum Usable {
+    All,
+    ButResponses,
+}
+
+/// Which answers that were made with the key `old` count in a run of the key `new`; an error where none does.
+fn usable_with(path: &Path, old: &Key, new: &Key) -> Result<Usable> {
     if old == new {
-        return Ok(());
+        return Ok(Usable::All);
     }
     let short = |value: Option<&String>| match value {
         None => "absent".to_string(),
@@ -335,9 +384,15 @@ fn refuse_other_key(path: &Path, old: &Key, new: &Key) -> Result<()> {
         Some(value) => value.clone(),
     };
     let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    let changes: Vec<String> = names
+    let changed: Vec<&String> = names
         .into_iter()
         .filter(|name| old.get(*name) != new.get(*name))
+        .collect();
+    if changed.iter().all(|name| name.starts_with(ONLY_RESPOND)) {
+        return Ok(Usable::ButResponses);
+    }
+    let changes: Vec<String> = changed
+        .into_iter()
         .map(|name| {
             format!(
                 "{name} was {} and is {}",

@@ -56,7 +56,7 @@ pub struct TagCounts {
     pub kept: usize,
 }
 
-/// The choice of rows and shape, which the texts do not depend on.
+/// The choice of rows, phrases and shape, which no answer in the log depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Selection {
     pub(crate) variant: Variant,
@@ -70,6 +70,8 @@ pub(crate) struct Selection {
     pub(crate) decontaminate_ngram: usize,
     pub(crate) decontaminate: Vec<String>,
     pub(crate) seed: u64,
+    #[serde(default)]
+    pub(crate) verify_threshold: f64,
 }
 
 /// The file's content.

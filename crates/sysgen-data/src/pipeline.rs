@@ -10,7 +10,7 @@ use sysgen_core::config::{DataSection, Engine, GenerateSection, RunConfig, Varia
 use sysgen_core::hash::hash_file;
 use sysgen_core::{OutputLock, interrupt, lock_output};
 
-use crate::finish::write_dataset;
+use crate::finish::{read_back, write_dataset};
 use crate::generator::Generator;
 use crate::input::{self, Input, Row};
 use crate::log::{self, Key, Log};
@@ -50,21 +50,33 @@ pub fn is_complete_with(config: &RunConfig, model: &ModelIdentity) -> Result<boo
     let Some(generate) = &config.generate else {
         return Ok(false);
     };
-    let Some(manifest) = Manifest::read(&manifest_path(config)) else {
-        return Ok(false);
-    };
-    if manifest.selection != selection(config, generate)? || !dataset_path(config).exists() {
-        return Ok(false);
-    }
     let plan = Plan::new(config, generate)?;
-    Ok(manifest.funnel.kept > 0
-        && (plan.skips_unanswered() || manifest.funnel.unanswered() == 0)
-        && manifest.key == key(config, &config.data, generate, &plan, model)?
-        && manifest.dataset_hash == hash_file(&dataset_path(config))?)
+    let key = key(config, &config.data, generate, &plan, model)?;
+    Ok(finished(config, generate, &plan, &key)?.is_some())
 }
 
-/// Runs the phases of `[generate]` and writes `<output_dir>/data/`. `open` gives the model; it is only
-/// called when some row still needs one.
+/// The manifest of the data set that is there, if it is the one that would be written.
+fn finished(
+    config: &RunConfig,
+    generate: &GenerateSection,
+    plan: &Plan,
+    key: &Key,
+) -> Result<Option<Manifest>> {
+    let dataset = dataset_path(config);
+    let Some(manifest) = Manifest::read(&manifest_path(config)) else {
+        return Ok(None);
+    };
+    let holds = manifest.selection == selection(config, generate)?
+        && manifest.key == *key
+        && manifest.funnel.kept > 0
+        && (plan.skips_unanswered() || manifest.funnel.unanswered() == 0)
+        && dataset.exists()
+        && manifest.dataset_hash == hash_file(&dataset)?;
+    Ok(holds.then_some(manifest))
+}
+
+/// Runs the phases of `[generate]` and writes `<output_dir>/data/`; a data set that is already there as this config and model
+/// would give it is left alone. `open` gives the model; it is only called when some row still needs one.
 ///
 /// # Errors
 /// No `[generate]`, no usable row, a log of another config, a folder in use, a failing model, or no
@@ -106,8 +118,11 @@ pub(crate) fn run<'g>(
     let directory = config.generated_data_dir();
     let mut lock = shard.lock(&directory)?;
     let plan = Plan::new(config, generate)?;
-    let Input { rows, counts } = input::read(data, config.seed)?;
     let key = key(config, data, generate, &plan, model)?;
+    if let Some(manifest) = finished(config, generate, &plan, &key)? {
+        return read_back(dataset_path(config), manifest);
+    }
+    let Input { rows, counts } = input::read(data, config.seed)?;
     let mut session = Session {
         plan: &plan,
         variant: generate.variant,
@@ -167,6 +182,15 @@ pub(crate) fn run<'g>(
                     return Ok(summary);
                 }
             };
+            // Another shard may have been faster.
+            if let Some(manifest) = finished(config, generate, &plan, &key)? {
+                let (tokens, seconds) = (summary.tokens, summary.seconds);
+                return Ok(Summary {
+                    tokens,
+                    seconds,
+                    ..read_back(summary.dataset, manifest)?
+                });
+            }
         }
     }
     write_dataset(
@@ -268,6 +292,7 @@ pub(crate) fn selection(config: &RunConfig, generate: &GenerateSection) -> Resul
             .map(|path| hash_file(path))
             .collect::<Result<_>>()?,
         seed: config.seed,
+        verify_threshold: generate.verify.threshold,
     })
 }
 

@@ -33,7 +33,8 @@ impl Session<'_> {
     pub(crate) fn answers(&self, row: &Row) -> Result<Answers> {
         self.log
             .as_ref()
-            .map_or_else(|| Ok(Answers::new()), |log| log.answers(&row.id))
+            .map_or_else(|| Ok(Vec::new()), |log| log.entries(&row.id))
+            .map(|entries| self.plan.answers(row, entries))
     }
 
     fn next(&self, row: &Row) -> Result<Step> {
@@ -164,6 +165,7 @@ impl Session<'_> {
                     row: &row.id,
                     phase,
                     attempt,
+                    system_hash: ask.system_hash(),
                 };
                 match request {
                     Request::Complete(prompt) => {
@@ -250,6 +252,7 @@ struct Place<'a> {
     row: &'a str,
     phase: Phase,
     attempt: usize,
+    system_hash: Option<u64>,
 }
 
 impl Place<'_> {
@@ -258,6 +261,7 @@ impl Place<'_> {
             row: self.row.to_string(),
             phase: self.phase,
             attempt: self.attempt,
+            system_hash: self.system_hash,
             answer,
         }
     }

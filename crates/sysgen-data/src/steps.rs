@@ -10,7 +10,7 @@ use sysgen_core::hash::{hash_bytes, seed_from};
 use crate::filter::{filter, system_text};
 use crate::generator::{Judgement, Prompt, Reply, Sampling};
 use crate::input::Row;
-use crate::log::{Answer, Answers, Phase};
+use crate::log::{Answer, Answers, Entry, Phase};
 use crate::prompt::PromptFile;
 use crate::tag::{Phrase, RejectReason, Tag};
 use crate::verify::Verdict;
@@ -55,6 +55,14 @@ impl Ask {
             Ask::Draft { .. } => Phase::Draft,
             Ask::Judge(_) => Phase::Verify,
             Ask::Respond { .. } => Phase::Respond,
+        }
+    }
+
+    /// Of the system message that an answer is written under.
+    pub(crate) fn system_hash(&self) -> Option<u64> {
+        match self {
+            Ask::Respond { system, .. } => Some(system_hash(system)),
+            Ask::Draft { .. } | Ask::Judge(_) => None,
         }
     }
 }
@@ -142,6 +150,32 @@ impl Plan {
     pub(crate) fn prompt_hash(&self, row: &Row) -> String {
         let messages = serde_json::to_vec(&draft::prompt(&self.draft_prompt, row));
         hash_bytes(&messages.expect("messages are plain data"))
+    }
+
+    /// The answers of `row` that count among all in the log: those of phase 4 only where they were written under the system
+    /// message that the other phases lead to, which moves with the threshold.
+    pub(crate) fn answers(&self, row: &Row, entries: Vec<Entry>) -> Answers {
+        let place = |entry: Entry| ((entry.phase, entry.attempt), entry.answer);
+        let is_response = |entry: &Entry| entry.phase == Phase::Respond;
+        let (responses, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_response);
+        let mut answers: Answers = others.into_iter().map(place).collect();
+        if responses.is_empty() {
+            return answers;
+        }
+        let system = match &row.system {
+            Some(own) => Some(own.clone()),
+            None => {
+                let drafted = self.system_message(&answers).ok();
+                drafted.map(|drafted| drafted.system_text())
+            }
+        };
+        if let Some(hash) = system.as_deref().map(system_hash) {
+            let count = responses
+                .into_iter()
+                .filter(|entry| entry.system_hash == Some(hash));
+            answers.extend(count.map(place));
+        }
+        answers
     }
 
     /// What `row` needs next, given its answers so far.
@@ -350,6 +384,11 @@ pub(crate) fn replies(answers: &Answers, phase: Phase) -> impl Iterator<Item = &
             Answer::Reply(reply) => Some(reply),
             Answer::Judged(_) | Answer::TooLong(_) | Answer::Refused(_) => None,
         })
+}
+
+/// Tells system messages of one row apart. 53 bits, as `Plan::seed`.
+fn system_hash(system: &str) -> u64 {
+    seed_from(&["system message", system]) >> 11
 }
 
 fn dropped(phase: Phase, reason: &'static str) -> Step {

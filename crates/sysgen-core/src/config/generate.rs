@@ -183,7 +183,7 @@ pub struct VerifySection {
     /// Whether labels are compared by probability or written out; default `score`.
     pub method: VerifyMethod,
     /// `score` only: a phrase is kept when log P(Good) - log P(best other) is at least this, in nats;
-    /// default 0.
+    /// default 0. After a change nothing is judged again, and only rows whose system message changes are answered anew.
     pub threshold: f64,
     /// `generate` only: sampling temperature, 0 for greedy; default 0.7.
     pub temperature: f64,
@@ -225,7 +225,7 @@ pub enum VerifyMethod {
     Generate,
 }
 
-/// `[generate.respond]`: sampling of the new answer.
+/// `[generate.respond]`: sampling of the new answer. After a change drafts and judgements stay, and all answers are new.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RespondSection {

@@ -14,6 +14,8 @@ fn log(config: &RunConfig) -> String {
 /// The run says this in one line and leaves the log as it is.
 #[track_caller]
 fn refused(config: &RunConfig, content: &str, expected: &str) {
+    // A finished data set would be left alone, whatever the log is.
+    let _ = fs::remove_file(data_dir(config).join("manifest.json"));
     let path = data_dir(config).join("log.jsonl");
     fs::write(&path, content).unwrap();
     let error = format!("{:#}", run(config).unwrap_err());

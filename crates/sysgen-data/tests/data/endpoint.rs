@@ -377,7 +377,7 @@ fn fast_refusals_before_the_first_slow_answer_are_drops() {
     let summary = run(&config).unwrap();
     assert_eq!(summary.funnel.kept, ROWS / 2);
     let dropped = &summary.funnel.draft.dropped;
-    assert_eq!(dropped["refused by the endpoint"], ROWS / 2);
+    assert_eq!(dropped["refused by the model (the log says why)"], ROWS / 2);
 }
 
 #[test]

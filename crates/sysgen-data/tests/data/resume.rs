@@ -135,6 +135,78 @@ fn a_changed_config_is_refused_and_named() {
     refused(&bench.config("out", &[]), "data.path 1 (rows.jsonl) was ");
 }
 
+/// How many answers of a phase are in the log.
+fn answered(config: &RunConfig, phase: &str) -> usize {
+    let phase = format!("\"phase\":\"{phase}\"");
+    let log = bytes(&data_dir(config).join("log.jsonl"));
+    log.lines().filter(|line| line.contains(&phase)).count()
+}
+
+#[test]
+fn the_threshold_moves_without_a_judgement_and_only_changed_messages_are_answered() {
+    let bench = Bench::new();
+    let settings = ["generate.verify.threshold=-2"];
+    let fresh = bench.config("fresh", &settings);
+    run(&fresh).unwrap();
+    let config = bench.config("out", &[]);
+    run(&config).unwrap();
+    let before = outcome(&config);
+    let [judged, responses] = ["verify", "respond"].map(|phase| answered(&config, phase));
+    let moved = bench.config("out", &settings);
+    run(&moved).unwrap();
+    assert_ne!(outcome(&moved).0, before.0);
+    assert_eq!(outcome(&moved), outcome(&fresh));
+    assert_eq!(answered(&moved, "verify"), judged);
+    // "all bad", which had no message, and "style is bad", whose message had no style.
+    assert_eq!(answered(&moved, "respond"), responses + 2);
+    run_until(&config, Some(0)).unwrap();
+    assert_eq!(outcome(&config), before, "and back");
+}
+
+#[test]
+fn settings_of_the_answers_leave_drafts_and_judgements() {
+    let bench = Bench::new();
+    let config = bench.config("out", &[]);
+    run(&config).unwrap();
+    let before = outcome(&config);
+    let [drafts, judged, responses] =
+        ["draft", "verify", "respond"].map(|phase| answered(&config, phase));
+    let settings = ["generate.respond.temperature=0.2"];
+    let changed = bench.config("out", &settings);
+    for dies_after in [Some(2), None] {
+        let _ = run_until(&changed, dies_after);
+    }
+    let fresh = bench.config("fresh", &settings);
+    run(&fresh).unwrap();
+    assert_eq!(outcome(&changed), outcome(&fresh));
+    assert_eq!(
+        ["draft", "verify", "respond"].map(|phase| answered(&changed, phase)),
+        [drafts, judged, 2 * responses]
+    );
+    run_until(&config, Some(0)).unwrap();
+    assert_eq!(outcome(&config), before, "and back");
+}
+
+#[test]
+fn a_finished_data_set_is_left_alone() {
+    let bench = Bench::new();
+    let config = bench.config("out", &[]);
+    let first = run(&config).unwrap();
+    let written = |name: &str| {
+        let file = fs::metadata(data_dir(&config).join(name)).unwrap();
+        file.modified().unwrap()
+    };
+    let files = ["dataset.jsonl", "manifest.json", "README.md"];
+    let before = files.map(written);
+    fs::remove_file(data_dir(&config).join("log.jsonl")).unwrap();
+    let again = run_until(&config, Some(0)).unwrap();
+    assert_eq!(files.map(written), before);
+    assert_eq!(
+        (&again.funnel, &again.tags, &again.samples),
+        (&first.funnel, &first.tags, &first.samples)
+    );
+}
+
 #[test]
 fn a_log_without_answers_holds_no_changed_config_back() {
     let bench = Bench::new();
