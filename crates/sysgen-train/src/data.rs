@@ -9,9 +9,9 @@ use anyhow::{Result, bail};
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::RunConfig;
 use sysgen_core::config::TrainSection;
-use sysgen_model::ModelConfig;
+use sysgen_model::{Device, ModelConfig, doing};
 use sysgen_train::check::{Findings, Subject, Taught, check, preview};
-use sysgen_train::distill;
+use sysgen_train::distill::{Distiller, TeacherChat, distiller};
 use sysgen_train::example::{Example, Examples, render_rows};
 use sysgen_train::method;
 use sysgen_train::rows::{Row, Split, split, training_rows};
@@ -34,6 +34,8 @@ pub(crate) struct Data {
     pub(crate) held_out: Examples,
     /// A teacher's probabilities, where they are stored with the rows to learn from.
     pub(crate) stored: Option<Arc<Stored>>,
+    /// Tokenizer and template of a teacher that is run.
+    pub(crate) teacher: Option<TeacherChat>,
 }
 
 /// The tokenizer and template of the model, under the policies of `[model]`.
@@ -79,6 +81,10 @@ pub(crate) fn load(config: &RunConfig, train: &TrainSection, cache: Option<&Path
         }
         _ => None,
     };
+    let run = (config.distill.as_ref()).filter(|it| !it.teacher.as_os_str().is_empty());
+    let teacher =
+        run.map(|distill| TeacherChat::load(config, distill, &chat, model.vocab_size, &rows.train));
+    let teacher = teacher.transpose()?;
     for (examples, what) in [(&training, "training"), (&held_out, "held-out")] {
         let tokens: usize = examples
             .examples
@@ -107,6 +113,7 @@ pub(crate) fn load(config: &RunConfig, train: &TrainSection, cache: Option<&Path
         train: training,
         held_out,
         stored,
+        teacher,
     })
 }
 
@@ -165,22 +172,36 @@ impl Data {
             dropped: &[&self.train.dropped[..], &self.held_out.dropped].concat(),
             default_system: config.model.default_system,
             assistant_only_loss: train.assistant_only_loss,
-            teacher: self.teacher(config)?,
+            teacher: self.taught(config),
         })
     }
 
     /// Where a teacher's probabilities come from, for the gate.
-    fn teacher(&self, config: &RunConfig) -> Result<Option<Taught<'_>>> {
+    fn taught(&self, config: &RunConfig) -> Option<Taught<'_>> {
+        let distill = config.distill.as_ref()?;
+        Some(match &self.teacher {
+            None => Taught::ByRows(&self.train.unfit),
+            Some(teacher) => Taught::ByModel(teacher.vocabularies.clone(), distill.cross_tokenizer),
+        })
+    }
+
+    /// What the student learns from besides the data, if `[distill]` is there; a teacher that is run is loaded onto `device`.
+    pub(crate) fn distiller(
+        &self,
+        config: &RunConfig,
+        device: &Device,
+    ) -> Result<Option<Distiller>> {
         let Some(distill) = &config.distill else {
             return Ok(None);
         };
-        if distill.teacher.as_os_str().is_empty() {
-            return Ok(Some(Taught::ByRows(&self.train.unfit)));
+        if let Some(teacher) = &self.teacher {
+            doing("loading the teacher");
+            let (rows, examples) = (&self.rows.train, &self.train.examples);
+            let found = distiller(distill, &self.chat, teacher, rows, examples, device)?;
+            return Ok(Some(found));
         }
-        let teacher = distill::teacher_chat(config, distill)?;
-        let (rows, vocab) = (&self.rows.train, self.model.vocab_size);
-        let found = distill::vocabularies(distill, &self.chat, &teacher, vocab, rows)?;
-        Ok(Some(Taught::ByModel(found, distill.cross_tokenizer)))
+        let stored = self.stored.clone();
+        Ok(stored.map(|stored| Distiller::of_stored(distill, stored)))
     }
 
     /// Some training rows as text, with what is learnt marked.

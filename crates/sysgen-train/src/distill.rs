@@ -120,35 +120,62 @@ pub fn compare<'a>(
     }
 }
 
-/// What `[distill]` asks for, with the teacher it names loaded.
+/// The teacher's side of the text: its tokenizer and template, and how its vocabulary stands to the student's.
+pub struct TeacherChat {
+    /// Tokenizer and template.
+    pub chat: Chat,
+    /// The comparison.
+    pub vocabularies: Vocabularies,
+}
+
+impl TeacherChat {
+    /// Loads them from the folder that `distill` names and compares them with those of the student, whose head has
+    /// `student_rows` rows.
+    ///
+    /// # Errors
+    /// The folder's tokenizer or `config.json` cannot be read.
+    pub fn load(
+        config: &RunConfig,
+        distill: &DistillSection,
+        student: &Chat,
+        student_rows: usize,
+        rows: &[Row],
+    ) -> Result<TeacherChat> {
+        let chat = Chat::load(&distill.teacher, ChatOptions::of(config))
+            .with_context(|| format!("distill.teacher = \"{}\"", distill.teacher.display()))?;
+        let teacher_rows = sysgen_model::ModelConfig::from_directory(&distill.teacher)?.vocab_size;
+        let vocabularies = compare(student, &chat, [student_rows, teacher_rows], texts(rows));
+        Ok(TeacherChat { chat, vocabularies })
+    }
+}
+
+/// What `[distill]` asks for, with the model of the teacher that it names loaded.
 ///
 /// # Errors
-/// The tokenizers differ and `cross_tokenizer` does not allow it, or the teacher cannot be loaded.
+/// The tokenizers differ and `cross_tokenizer` does not allow it, or the model cannot be loaded.
 pub fn distiller(
-    config: &RunConfig,
     distill: &DistillSection,
-    chat: &Chat,
-    student_rows: usize,
+    student: &Chat,
+    teacher: &TeacherChat,
     rows: &[Row],
     examples: &[Example],
     device: &Device,
 ) -> Result<Distiller> {
     let mut divergence = divergence(distill);
     let path = distill.teacher.display();
-    let teacher = teacher_chat(config, distill)?;
-    let found = vocabularies(distill, chat, &teacher, student_rows, rows)?;
+    let found = &teacher.vocabularies;
     tracing::info!("{found}");
     let load = || {
         tracing::info!("loading the teacher {path}");
         Decoder::load_as(&distill.teacher, device, WeightDtype::Auto).map(Box::new)
     };
-    let source = match (&found, distill.cross_tokenizer) {
+    let source = match (found, distill.cross_tokenizer) {
         (Vocabularies::Same | Vocabularies::Padded { .. }, _) => Source::Model(load()?),
         (Vocabularies::Different { .. }, CrossTokenizer::Refuse) => {
             bail!("distill.teacher = \"{path}\": {found}; {OTHER_TOKENS}")
         }
         (Vocabularies::Different { .. }, CrossTokenizer::Uld) => {
-            let aligned = align(chat, &teacher, rows, examples)?;
+            let aligned = align(student, &teacher.chat, rows, examples)?;
             let (of, spans) = aligned.values().fold((0, 0), |(of, spans), row| {
                 (of + row.count(), spans + row.spans.len())
             });
@@ -166,31 +193,6 @@ pub fn distiller(
         temperature: distill.temperature as f32,
         alpha: distill.alpha as f32,
     })
-}
-
-/// Tokenizer and template of the teacher that `distill` names.
-///
-/// # Errors
-/// Its folder cannot be read.
-pub fn teacher_chat(config: &RunConfig, distill: &DistillSection) -> Result<Chat> {
-    Chat::load(&distill.teacher, ChatOptions::of(config))
-        .with_context(|| format!("distill.teacher = \"{}\"", distill.teacher.display()))
-}
-
-/// How the teacher's vocabulary stands to the student's, whose head has `student_rows` rows.
-///
-/// # Errors
-/// The teacher's `config.json` cannot be read.
-pub fn vocabularies(
-    distill: &DistillSection,
-    student: &Chat,
-    teacher: &Chat,
-    student_rows: usize,
-    rows: &[Row],
-) -> Result<Vocabularies> {
-    let teacher_rows = sysgen_model::ModelConfig::from_directory(&distill.teacher)?.vocab_size;
-    let sizes = [student_rows, teacher_rows];
-    Ok(compare(student, teacher, sizes, texts(rows)))
 }
 
 /// Texts of some rows.

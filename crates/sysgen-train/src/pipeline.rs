@@ -12,7 +12,6 @@ use sysgen_core::{RunConfig, lock_output, note_start, tell};
 use sysgen_model::{Decoder, Device, device, device_name, doing};
 use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
-use sysgen_train::distill::{self, Distiller};
 use sysgen_train::export::{Export, refuse_foreign_folder};
 use sysgen_train::identity::identity;
 use sysgen_train::method;
@@ -203,18 +202,7 @@ fn train(
     method::check_device(train, device)?;
     write_config(config)?;
     data.show_one_row();
-    let distiller = match (&config.distill, &data.stored) {
-        (None, _) => None,
-        (Some(distill), Some(stored)) => Some(Distiller::of_stored(distill, stored.clone())),
-        (Some(distill), None) => {
-            doing("loading the teacher");
-            let (rows, examples) = (&data.rows.train, &data.train.examples);
-            let vocab = data.model.vocab_size;
-            let found =
-                distill::distiller(config, distill, &data.chat, vocab, rows, examples, device)?;
-            Some(found)
-        }
-    };
+    let distiller = data.distiller(config, device)?;
     let mut untrained = None;
     let mut samples = samples::before(&config.output_dir, &identity, &data.chat, asked, || {
         let decoder = load_model(config, train, device)?;

@@ -12,7 +12,6 @@ use sysgen_core::measure::{forget_peak_rss, median, peak_rss_mib};
 use sysgen_core::{RunConfig, tell};
 use sysgen_model::{Lora, ModelConfig, StoredDtype, device_names, doing, stored_dtype};
 use sysgen_train::batch::Batch;
-use sysgen_train::distill::distiller;
 use sysgen_train::method;
 use sysgen_train::order::{DataOrder, Utilisation};
 use sysgen_train::parameters::parameters;
@@ -360,14 +359,8 @@ fn measure(config: &RunConfig, train: &TrainSection, data: &Data) -> Result<Meas
         write: None,
     };
     let (mut order, mut trainer) = (run.order(), run.start(decoder));
+    trainer.distiller = data.distiller(config, device)?;
     trainer.use_devices(&devices);
-    if let Some(distill) = &config.distill {
-        doing("loading the teacher");
-        let (rows, examples) = (&data.rows.train, &data.train.examples);
-        let vocab = data.model.vocab_size;
-        let found = distiller(config, distill, &data.chat, vocab, rows, examples, device)?;
-        trainer.distiller = Some(found);
-    }
     doing("timing training steps");
     // Loading has its own peak, pages of the mapped files among it.
     forget_peak_rss();

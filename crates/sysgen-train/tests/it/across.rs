@@ -134,7 +134,7 @@ fn change_tokenizer(folder: &Path, change: impl FnOnce(&mut Value)) {
 }
 
 /// A folder with more tokens than the fixture's, each of two that it has.
-fn folder_with_merges(folder: &Path, merges: &[[&str; 2]]) {
+pub(crate) fn folder_with_merges(folder: &Path, merges: &[[&str; 2]]) {
     fixture::model_folder_with(folder, fixture::TEMPLATE, fixture::VOCAB + merges.len());
     change_tokenizer(folder, |json| {
         for (number, pair) in merges.iter().enumerate() {
@@ -220,7 +220,7 @@ fn text_that_a_tokenizer_changes_is_not_compared() {
 }
 
 /// Tokens that the words of the rows have.
-const MERGES: [[&str; 2]; 2] = [["r", "e"], ["e", "n"]];
+pub(crate) const MERGES: [[&str; 2]; 2] = [["r", "e"], ["e", "n"]];
 
 /// A world whose teacher has another tokenizer, and settings that learn from it alone.
 fn foreign_world(merges: &[[&str; 2]]) -> (World, DistillSection) {
@@ -249,6 +249,18 @@ fn a_teacher_of_another_tokenizer_is_refused_unless_asked_for() {
     let said = format!("{:#}", world.distiller(&refused).err().unwrap());
     assert!(said.contains("cross_tokenizer = \"uld\""), "{said}");
     assert!(world.distiller(&uld).is_ok());
+}
+
+#[test]
+fn the_teachers_tokenizer_is_read_once() {
+    let (world, uld) = foreign_world(&MERGES);
+    let teacher = world.teacher(&uld);
+    assert!(matches!(
+        teacher.vocabularies,
+        Vocabularies::Different { .. }
+    ));
+    std::fs::remove_file(uld.teacher.join("tokenizer.json")).unwrap();
+    assert!(world.distiller_of(&uld, &teacher).is_ok());
 }
 
 #[test]

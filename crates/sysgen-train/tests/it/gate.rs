@@ -8,7 +8,7 @@ use sysgen_core::RunConfig;
 use sysgen_core::config::{CrossTokenizer, DefaultSystem, DistillSection, SystemRole};
 use sysgen_train::check::{Findings, Subject, Taught, Verdict, check, preview, same_ids};
 use sysgen_train::check_page;
-use sysgen_train::distill;
+use sysgen_train::distill::TeacherChat;
 use sysgen_train::example::{Example, Examples, prepare};
 use sysgen_train::rows::Row;
 
@@ -354,10 +354,10 @@ fn a_teacher_of_other_tokens_is_refused_or_said() {
             teacher: path,
             ..DistillSection::default()
         };
-        let teacher = distill::teacher_chat(&RunConfig::default(), &distill).unwrap();
-        let found = distill::vocabularies(&distill, &chat, &teacher, VOCAB, &rows).unwrap();
+        let config = RunConfig::default();
+        let teacher = TeacherChat::load(&config, &distill, &chat, VOCAB, &rows).unwrap();
         let taught = Subject {
-            teacher: Some(Taught::ByModel(found, cross_tokenizer)),
+            teacher: Some(Taught::ByModel(teacher.vocabularies, cross_tokenizer)),
             ..subject(&chat, &rows, &examples)
         };
         check(&taught).unwrap()

@@ -9,7 +9,7 @@ use sysgen_core::config::{DataSection, DistillSection, ModelSection};
 use sysgen_model::{Decoder, Device, ExportDtype, StoredDtype, Tokens};
 use sysgen_ops::AdamW;
 use sysgen_train::batch::Batch;
-use sysgen_train::distill::{Distiller, distiller};
+use sysgen_train::distill::{Distiller, TeacherChat, distiller};
 use sysgen_train::example::{Example, Examples};
 use sysgen_train::optim::Optimizer;
 use sysgen_train::stored_teacher::{self, Stored};
@@ -74,15 +74,27 @@ impl World {
         Decoder::load(&self.dir.path().join(name), &Device::flex()).unwrap()
     }
 
+    pub(crate) fn teacher(&self, distill: &DistillSection) -> TeacherChat {
+        let student_rows = self.decoder("student").config.vocab_size;
+        TeacherChat::load(&self.config, distill, &self.chat, student_rows, &self.rows).unwrap()
+    }
+
     pub(crate) fn distiller(&self, distill: &DistillSection) -> anyhow::Result<Distiller> {
-        let rows = self.decoder("student").config.vocab_size;
+        self.distiller_of(distill, &self.teacher(distill))
+    }
+
+    pub(crate) fn distiller_of(
+        &self,
+        distill: &DistillSection,
+        teacher: &TeacherChat,
+    ) -> anyhow::Result<Distiller> {
+        let (rows, examples) = (&self.rows, &self.examples);
         distiller(
-            &self.config,
             distill,
             &self.chat,
+            teacher,
             rows,
-            &self.rows,
-            &self.examples,
+            examples,
             &Device::flex(),
         )
     }

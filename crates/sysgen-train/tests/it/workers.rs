@@ -1,19 +1,25 @@
 //! Data parallel: what two devices learn and measure together is what one does alone, to the bit.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use sysgen_core::config::{DeviceChoice, DistillSection, Optim, TrainMethod, TrainSection};
+use sysgen_chat::Chat;
+use sysgen_core::RunConfig;
+use sysgen_core::config::{
+    CrossTokenizer, DeviceChoice, DistillSection, Optim, TrainMethod, TrainSection,
+};
 use sysgen_model::{Decoder, Device, Lora, WeightDtype};
 use sysgen_ops::{AdamW, Divergence, TopK};
 use sysgen_train::batch::Batch;
-use sysgen_train::distill::Distiller;
+use sysgen_train::distill::{Distiller, TeacherChat, Vocabularies, distiller};
 use sysgen_train::example::Example;
 use sysgen_train::optim::Optimizer;
+use sysgen_train::rows::Row;
 use sysgen_train::stored_teacher::Stored;
 use sysgen_train::trainer::{StepReport, Trainer, mean_loss};
 
+use crate::across::{MERGES, folder_with_merges};
 use crate::fixture;
+use crate::taught::save;
 
 const SETTINGS: AdamW = AdamW {
     learning_rate: 0.0,
@@ -35,18 +41,22 @@ enum Case {
     Distilled,
     /// By probabilities stored with the rows.
     Stored,
+    /// By a teacher of another tokenizer.
+    Foreign,
 }
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     Case::Full,
     Case::Lora,
     Case::EightBit,
     Case::Bf16,
     Case::Distilled,
     Case::Stored,
+    Case::Foreign,
 ];
 
-fn trainer(decoder: Decoder, examples: &[Example], case: Case, workers: usize) -> Trainer {
+fn trainer(world: &World, case: Case, workers: usize) -> Trainer {
+    let decoder = world.decoder();
     let decoder = match case {
         Case::Lora => {
             let lora = Lora {
@@ -75,8 +85,10 @@ fn trainer(decoder: Decoder, examples: &[Example], case: Case, workers: usize) -
                 alpha: 0.7,
                 ..DistillSection::default()
             };
-            Some(Distiller::of_stored(&section, Arc::new(stored(examples))))
+            let stored = stored(&world.examples);
+            Some(Distiller::of_stored(&section, Arc::new(stored)))
         }
+        Case::Foreign => Some(foreign(world)),
         _ => None,
     };
     let optim = match case {
@@ -88,6 +100,33 @@ fn trainer(decoder: Decoder, examples: &[Example], case: Case, workers: usize) -
     trainer.distiller = teacher;
     trainer.use_devices(&vec![Device::flex(); workers]);
     trainer
+}
+
+/// A teacher whose tokenizer cuts the rows' words into other tokens, and their spans.
+fn foreign(world: &World) -> Distiller {
+    let folder = tempfile::tempdir().unwrap();
+    folder_with_merges(folder.path(), &MERGES);
+    save(folder.path(), 2);
+    let distill = DistillSection {
+        teacher: folder.path().to_path_buf(),
+        cross_tokenizer: CrossTokenizer::Uld,
+        alpha: 0.6,
+        temperature: 1.5,
+        ..DistillSection::default()
+    };
+    let World {
+        chat,
+        rows,
+        examples,
+        ..
+    } = world;
+    let config = RunConfig::default();
+    let teacher = TeacherChat::load(&config, &distill, chat, fixture::VOCAB, rows).unwrap();
+    assert!(matches!(
+        teacher.vocabularies,
+        Vocabularies::Different { .. }
+    ));
+    distiller(&distill, chat, &teacher, rows, examples, &Device::flex()).unwrap()
 }
 
 /// Three words for every learnt token, the token itself the likeliest.
@@ -147,23 +186,43 @@ fn learnt(trainer: &Trainer) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// Rows, the last of which has nothing to learn.
-fn world(dir: &Path) -> Vec<Example> {
-    fixture::model_folder(dir);
-    let mut examples = fixture::examples(&fixture::chat(dir), &fixture::rows(12));
-    examples[11].learn.fill(false);
-    examples
+/// A model, and rows, the last of which has nothing to learn.
+struct World {
+    folder: tempfile::TempDir,
+    chat: Chat,
+    rows: Vec<Row>,
+    examples: Vec<Example>,
+}
+
+impl World {
+    fn new() -> World {
+        let folder = tempfile::tempdir().unwrap();
+        fixture::model_folder(folder.path());
+        let (chat, rows) = (fixture::chat(folder.path()), fixture::rows(12));
+        let mut examples = fixture::examples(&chat, &rows);
+        examples[11].learn.fill(false);
+        World {
+            folder,
+            chat,
+            rows,
+            examples,
+        }
+    }
+
+    fn decoder(&self) -> Decoder {
+        fixture::decoder(self.folder.path())
+    }
 }
 
 #[test]
 fn any_number_of_workers_learns_the_same_to_the_bit() {
-    let dir = tempfile::tempdir().unwrap();
-    let examples = world(dir.path());
+    let world = World::new();
+    let examples = &world.examples;
     for case in CASES {
-        let start = |workers| trainer(fixture::decoder(dir.path()), &examples, case, workers);
+        let start = |workers| trainer(&world, case, workers);
         let train = |workers: usize| -> (Vec<StepReport>, Vec<Vec<u32>>) {
             let mut trainer = start(workers);
-            let steps = steps(&examples);
+            let steps = steps(examples);
             let reports = steps.iter().map(|step| trainer.step(step, 1e-2)).collect();
             (reports, learnt(&trainer))
         };
@@ -183,22 +242,20 @@ const ROUNDING: f64 = 1e-6;
 
 #[test]
 fn two_workers_give_loss_and_gradient_of_one_with_twice_the_batch() {
-    let dir = tempfile::tempdir().unwrap();
-    let examples = world(dir.path());
+    let world = World::new();
+    let examples = &world.examples;
     let mut rows: Vec<Vec<usize>> = (0..8).map(|row| vec![row]).collect();
     rows.sort_by_key(|row| examples[row[0]].supervised());
     let batches = |size: usize| -> Vec<Batch> {
         let batches = rows.chunks(size);
-        batches.map(|rows| Batch::new(&examples, rows, 2)).collect()
+        batches.map(|rows| Batch::new(examples, rows, 2)).collect()
     };
     // Divided twice, or by the tokens of a micro-batch, the sum would be another: the halves learn different counts.
     let halves = batches(4);
     assert_ne!(halves[0].targets.len(), halves[1].targets.len());
-    for case in [Case::Full, Case::Distilled, Case::Stored] {
-        let step = |workers: usize, size: usize| {
-            trainer(fixture::decoder(dir.path()), &examples, case, workers)
-                .step(&batches(size), 1e-3)
-        };
+    for case in [Case::Full, Case::Distilled, Case::Stored, Case::Foreign] {
+        let step =
+            |workers: usize, size: usize| trainer(&world, case, workers).step(&batches(size), 1e-3);
         let (together, alone) = (step(2, 4), step(1, 8));
         assert!(
             (together.loss / alone.loss - 1.0).abs() <= ROUNDING,
@@ -212,11 +269,11 @@ fn two_workers_give_loss_and_gradient_of_one_with_twice_the_batch() {
 
 #[test]
 fn the_held_out_loss_is_the_same_to_the_bit_on_any_number_of_devices() {
-    let dir = tempfile::tempdir().unwrap();
-    let examples = world(dir.path());
-    let batches = steps(&examples).remove(0);
+    let world = World::new();
+    let examples = &world.examples;
+    let batches = steps(examples).remove(0);
     for case in CASES {
-        let start = |workers| trainer(fixture::decoder(dir.path()), &examples, case, workers);
+        let start = |workers| trainer(&world, case, workers);
         let before = mean_loss(start(1).decoder(), &batches);
         for workers in [1, 2, 3, 8] {
             let mut trainer = start(workers);
@@ -236,11 +293,11 @@ fn the_held_out_loss_is_the_same_to_the_bit_on_any_number_of_devices() {
 
 #[test]
 fn held_out_batches_are_computed_by_the_devices_in_turn() {
-    let dir = tempfile::tempdir().unwrap();
-    let examples = world(dir.path());
-    let whole = steps(&examples).remove(0);
+    let world = World::new();
+    let examples = &world.examples;
+    let whole = steps(examples).remove(0);
     for (broken, expected) in [(0, None), (1, Some("worker 1"))] {
-        let mut trainer = trainer(fixture::decoder(dir.path()), &examples, Case::Full, 2);
+        let mut trainer = trainer(&world, Case::Full, 2);
         let mut batches = vec![whole[0].clone(), whole[1].clone()];
         batches[broken].tokens.ids[0] = NO_TOKEN;
         let panicked = thread_that_panics(|| {
@@ -276,14 +333,12 @@ fn thread_that_panics(work: impl FnOnce()) -> String {
 
 #[test]
 fn a_workers_panic_ends_the_step() {
-    let dir = tempfile::tempdir().unwrap();
-    fixture::model_folder(dir.path());
-    let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(2));
+    let world = World::new();
     let mut batches: Vec<Batch> = [0, 1]
-        .map(|row| Batch::new(&examples, &[vec![row]], 2))
+        .map(|row| Batch::new(&world.examples, &[vec![row]], 2))
         .into();
     batches[1].tokens.ids[0] = 9_999; // no such token
-    let mut trainer = trainer(fixture::decoder(dir.path()), &examples, Case::Full, 2);
+    let mut trainer = trainer(&world, Case::Full, 2);
     let step = std::panic::AssertUnwindSafe(|| trainer.step(&batches, 1e-3));
     let panic = std::panic::catch_unwind(step).unwrap_err();
     let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();
