@@ -1,7 +1,9 @@
 //! Content hashes, and seeds for random streams that depend on nothing but their name.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::Result;
 
@@ -22,6 +24,26 @@ pub fn hash_file(path: &Path) -> Result<String> {
         .and_then(|file| hasher.update_reader(file).map(|_| ()))
         .map_err(|error| explain("read", path, error))?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Hashes of files, each of which is read once: those who need the same file's share one of these.
+#[derive(Debug, Default)]
+pub struct FileHashes(Mutex<BTreeMap<PathBuf, String>>);
+
+impl FileHashes {
+    /// [`hash_file`] of `path`, as it was when it was first asked for.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn of(&self, path: &Path) -> Result<String> {
+        let mut known = self.0.lock().unwrap_or_else(|held| held.into_inner());
+        if let Some(hash) = known.get(path) {
+            return Ok(hash.clone());
+        }
+        let hash = hash_file(path)?;
+        known.insert(path.to_path_buf(), hash.clone());
+        Ok(hash)
+    }
 }
 
 /// A seed that depends on every part and on where one part ends and the next begins: the first eight
@@ -54,6 +76,19 @@ mod tests {
         assert_eq!(hash_file(&path).unwrap(), hash_bytes(b"content"));
         let missing = hash_file(&folder.path().join("b")).unwrap_err().to_string();
         assert!(missing.contains("/b: "), "{missing}");
+    }
+
+    #[test]
+    fn a_file_is_read_once_for_all_who_ask() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let hashes = FileHashes::default();
+        assert!(hashes.of(&path).is_err(), "an error is not remembered");
+        std::fs::write(&path, "content").unwrap();
+        let first = hashes.of(&path).unwrap();
+        assert_eq!(first, hash_bytes(b"content"));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(hashes.of(&path).unwrap(), first);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use sysgen_core::config::{Engine, RunConfig};
+use sysgen_core::hash::FileHashes;
 use sysgen_model::Device;
 
 use crate::environment::Environment;
@@ -11,13 +12,19 @@ use crate::shard::Shard;
 use crate::summary::Summary;
 use crate::{local, openai, pipeline};
 
-/// Generates the data of `[generate]` into `<output_dir>/data/`; a local model runs on `device`.
+/// Generates the data of `[generate]` into `<output_dir>/data/`; a local model runs on `device`. What `files` knows already
+/// is not read again for its hash.
 ///
 /// # Errors
 /// Everything that `run_with` names, a model directory that cannot be loaded, an endpoint that refuses, a
 /// Hub data set that cannot be had.
-pub fn run(config: &RunConfig, device: &Device, environment: &Environment) -> Result<Summary> {
-    run_shard(config, device, Shard::WHOLE, environment)
+pub fn run(
+    config: &RunConfig,
+    device: &Device,
+    environment: &Environment,
+    files: &FileHashes,
+) -> Result<Summary> {
+    run_shard(config, device, Shard::WHOLE, environment, files)
 }
 
 /// As `run`, for the rows of one shard.
@@ -29,12 +36,13 @@ pub fn run_shard(
     device: &Device,
     shard: Shard,
     environment: &Environment,
+    files: &FileHashes,
 ) -> Result<Summary> {
     if engine(config) == Engine::Openai {
-        return openai::run_by_endpoint(config, shard, environment);
+        return openai::run_by_endpoint(config, shard, environment, files);
     }
     let data = &with_local_files(config, environment)?.data;
-    local::run_by_model(config, data, device, shard)
+    local::run_by_model(config, data, device, shard, files)
 }
 
 /// Writes the data set of a run whose shards are all done.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{DataSection, GenerateSection, ModelInit, RunConfig, Variant};
-use sysgen_core::hash::hash_file;
+use sysgen_core::hash::{FileHashes, hash_file};
 use sysgen_core::interrupt;
 use sysgen_core::message::Message;
 use sysgen_core::note_start;
@@ -31,11 +31,12 @@ pub(crate) fn run_by_model(
     data: &DataSection,
     device: &Device,
     shard: Shard,
+    files: &FileHashes,
 ) -> Result<Summary> {
     // Before the template is looked at, which may write the date.
     note_start(&config.output_dir)?;
     let open = || -> Result<Box<dyn Generator>> { Ok(Box::new(Local::load(config, device)?)) };
-    pipeline::run(config, data, &identity(config)?, shard, Some(open))
+    pipeline::run(config, data, &identity(config)?, shard, files, Some(open))
 }
 
 pub(crate) fn identity(config: &RunConfig) -> Result<ModelIdentity> {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sysgen_core::append_log::{AppendLog, Span};
 use sysgen_core::config::{DataSection, GenerateSection};
 use sysgen_core::files::write_atomically;
-use sysgen_core::hash::hash_file;
+use sysgen_core::hash::FileHashes;
 
 use crate::generator::{Judged, Reply};
 use crate::input::source_name;
@@ -83,13 +83,13 @@ pub(crate) type Answers = BTreeMap<(Phase, usize), Answer>;
 pub(crate) type Key = BTreeMap<String, String>;
 
 /// The part of the key that does not need the model: the source data and how it is read.
-pub(crate) fn data_key(data: &DataSection) -> Result<Key> {
+pub(crate) fn data_key(data: &DataSection, files: &FileHashes) -> Result<Key> {
     let mut key = Key::new();
     key.insert("log format".to_string(), LOG_FORMAT.to_string());
     // Row ids hold file names and not folders, so a data set may move.
     for (i, path) in data.path.iter().enumerate() {
         let name = source_name(path);
-        let hash = hash_file(path).context("data.path")?;
+        let hash = files.of(path).context("data.path")?;
         key.insert(format!("data.path {} ({name})", i + 1), hash);
     }
     key.insert("data.multi_turn".to_string(), setting(&data.multi_turn));

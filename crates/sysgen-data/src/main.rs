@@ -9,6 +9,7 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use sysgen_core::command_line::{self, RunArguments, start_log};
+use sysgen_core::hash::FileHashes;
 use sysgen_core::tell::duration;
 use sysgen_core::{RunConfig, interrupt, tell};
 use sysgen_data::{Environment, Shard, Summary};
@@ -131,7 +132,8 @@ fn generate(config: &RunConfig, shard: Option<ShardChoice>) -> Result<Summary> {
     };
     let device = sysgen_model::device(&config.device.to_string())?;
     doing("generating");
-    sysgen_data::run_shard(config, &device, shard, &Environment::of_process())
+    let (environment, files) = (Environment::of_process(), FileHashes::default());
+    sysgen_data::run_shard(config, &device, shard, &environment, &files)
 }
 
 fn start(arguments: &RunArguments, work: impl FnOnce(&RunConfig) -> Result<Summary>) -> Result<()> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use sysgen_core::config::{OpenaiSection, RunConfig};
+use sysgen_core::hash::FileHashes;
 use sysgen_core::interrupt;
 
 use crate::environment::Environment;
@@ -36,11 +37,12 @@ pub fn run_by_endpoint(
     config: &RunConfig,
     shard: Shard,
     environment: &Environment,
+    files: &FileHashes,
 ) -> Result<Summary> {
     let data = &with_local_files(config, environment)?.data;
     let open =
         || -> Result<Box<dyn Generator>> { Ok(Box::new(Endpoint::new(config, environment)?)) };
-    pipeline::run(config, data, &identity(config)?, shard, Some(open))
+    pipeline::run(config, data, &identity(config)?, shard, files, Some(open))
 }
 
 /// The same model may be served in many places: its name is what the texts depend on, not the address.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use sysgen_core::config::{DataSection, Engine, GenerateSection, RunConfig, Variant};
-use sysgen_core::hash::hash_file;
+use sysgen_core::hash::{FileHashes, hash_file};
 use sysgen_core::{OutputLock, interrupt, lock_output};
 
 use crate::finish::{read_back, write_dataset};
@@ -51,7 +51,8 @@ pub fn is_complete_with(config: &RunConfig, model: &ModelIdentity) -> Result<boo
         return Ok(false);
     };
     let plan = Plan::new(config, generate)?;
-    let key = key(config, &config.data, generate, &plan, model)?;
+    let files = FileHashes::default();
+    let key = key(config, &config.data, generate, &plan, model, &files)?;
     Ok(finished(config, generate, &plan, &key)?.is_some())
 }
 
@@ -86,11 +87,11 @@ pub fn run_with<'g>(
     model: &ModelIdentity,
     open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
 ) -> Result<Summary> {
-    run_shard_with(config, model, Shard::WHOLE, open)
+    run_shard_with(config, model, Shard::WHOLE, &FileHashes::default(), open)
 }
 
 /// As `run_with`, for the rows of one shard. The data set is written by the shard that finds all rows
-/// answered, its own and the others'.
+/// answered, its own and the others'. What `files` knows already is not read again for its hash.
 ///
 /// # Errors
 /// As `run_with`.
@@ -98,9 +99,10 @@ pub fn run_shard_with<'g>(
     config: &RunConfig,
     model: &ModelIdentity,
     shard: Shard,
+    files: &FileHashes,
     open: impl FnOnce() -> Result<Box<dyn Generator + 'g>>,
 ) -> Result<Summary> {
-    run(config, &config.data, model, shard, Some(open))
+    run(config, &config.data, model, shard, files, Some(open))
 }
 
 /// As `run_shard_with`, with `data` for the config's own: the same with local files. Without `open` nobody is asked, and the
@@ -110,6 +112,7 @@ pub(crate) fn run<'g>(
     data: &DataSection,
     model: &ModelIdentity,
     shard: Shard,
+    files: &FileHashes,
     open: Option<impl FnOnce() -> Result<Box<dyn Generator + 'g>>>,
 ) -> Result<Summary> {
     let Some(generate) = &config.generate else {
@@ -118,7 +121,7 @@ pub(crate) fn run<'g>(
     let directory = config.generated_data_dir();
     let mut lock = shard.lock(&directory)?;
     let plan = Plan::new(config, generate)?;
-    let key = key(config, data, generate, &plan, model)?;
+    let key = key(config, data, generate, &plan, model, files)?;
     if let Some(manifest) = finished(config, generate, &plan, &key)? {
         return read_back(dataset_path(config), manifest);
     }
@@ -226,6 +229,7 @@ pub(crate) fn merge(
         data,
         model,
         Shard::WHOLE,
+        &FileHashes::default(),
         None::<fn() -> Result<Box<dyn Generator>>>,
     )
 }
@@ -302,8 +306,9 @@ fn key(
     generate: &GenerateSection,
     plan: &Plan,
     model: &ModelIdentity,
+    files: &FileHashes,
 ) -> Result<Key> {
-    let mut key = log::data_key(data)?;
+    let mut key = log::data_key(data, files)?;
     if needs_model(generate.variant) {
         key.extend(log::generate_key(
             config.seed,

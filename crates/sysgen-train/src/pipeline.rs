@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use sysgen_core::config::{AdapterExport, ModelInit, TrainMethod, TrainSection, Variant};
 use sysgen_core::files::write_atomically;
+use sysgen_core::hash::FileHashes;
 use sysgen_core::message::Message;
 use sysgen_core::{RunConfig, lock_output, note_start, tell};
 use sysgen_model::{Decoder, Device, device, device_name, doing};
@@ -38,7 +39,8 @@ const EXPORT_CONVERSATIONS: usize = 32;
 pub(crate) fn run(config: &RunConfig) -> Result<()> {
     let _lock = lock_output(&config.output_dir)?;
     note_start(&config.output_dir)?;
-    let inputs = summary::inputs(config)?;
+    let files = FileHashes::default();
+    let inputs = summary::inputs(config, &files)?;
     if let Some(done) = summary::finished(config, &inputs) {
         tell(format_args!(
             "{} is complete; nothing was done again.\n\n{}",
@@ -66,7 +68,8 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
         }
         // The teacher is gone when this returns: the student never shares the device with it.
         doing("generating");
-        let generated = sysgen_data::run(config, &device, &sysgen_data::Environment::of_process())?;
+        let environment = sysgen_data::Environment::of_process();
+        let generated = sysgen_data::run(config, &device, &environment, &files)?;
         if generated.interrupted {
             tell(format_args!(
                 "stopped; every finished row is kept. Run the same command again to go on from there."

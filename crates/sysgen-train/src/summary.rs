@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sysgen_core::RunConfig;
 use sysgen_core::config::HubDataset;
 use sysgen_core::files::write_atomically;
-use sysgen_core::hash::{hash_bytes, hash_file};
+use sysgen_core::hash::{FileHashes, hash_bytes};
 use sysgen_core::measure::peak_rss_mib;
 use sysgen_core::tell::duration;
 use sysgen_train::checkpoint::Checkpoint;
@@ -300,12 +300,12 @@ fn json_path(output_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// A file of `data.path` cannot be read.
-pub(crate) fn inputs(config: &RunConfig) -> Result<String> {
+pub(crate) fn inputs(config: &RunConfig, files: &FileHashes) -> Result<String> {
     let mut parts = vec![config.to_toml()];
     for path in &config.data.path {
         // A data set of the Hub is named by its revision, which is part of the config.
         if HubDataset::named_by(path).is_none() {
-            parts.push(hash_file(path)?);
+            parts.push(files.of(path)?);
         }
     }
     for folder in [config.model.path.as_path(), config.generate_model()] {

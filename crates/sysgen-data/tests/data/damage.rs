@@ -3,6 +3,7 @@
 use std::fs;
 
 use sysgen_core::config::RunConfig;
+use sysgen_core::hash::FileHashes;
 use sysgen_data::run_with;
 
 use crate::scripted::{Bench, bytes, data_dir, model, outcome, run, run_until};
@@ -141,7 +142,10 @@ fn one_changed_number_of_the_model_is_noticed_before_it_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let config = of_nano(folder.path());
     let environment = sysgen_data::Environment::default();
-    let start = || sysgen_data::run(&config, &sysgen_model::Device::flex(), &environment);
+    let start = || {
+        let files = FileHashes::default();
+        sysgen_data::run(&config, &sysgen_model::Device::flex(), &environment, &files)
+    };
     // Whether or not its answers are usable, they are in the log.
     let _ = start();
     let before = log(&config);

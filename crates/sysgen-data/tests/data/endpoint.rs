@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sysgen_core::config::RunConfig;
+use sysgen_core::hash::FileHashes;
 use sysgen_data::{Environment, Shard, Summary, dataset_path, is_complete, merge, run_by_endpoint};
 
 use crate::scripted::{Bench, bytes, data_dir};
@@ -37,7 +38,7 @@ fn run(config: &RunConfig) -> anyhow::Result<Summary> {
         openai_api_key: Some("secret".to_string()),
         ..Environment::default()
     };
-    run_by_endpoint(config, Shard::WHOLE, &environment)
+    run_by_endpoint(config, Shard::WHOLE, &environment, &FileHashes::default())
 }
 
 /// What a good model says: depends on the request alone.

@@ -3,8 +3,9 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 use sysgen_core::config::RunConfig;
+use sysgen_core::hash::{FileHashes, hash_bytes};
 use sysgen_data::generator::{Generator, Judged, Judgement, OnDone, Outcome, Prompt, Reply};
-use sysgen_data::{dataset_path, is_complete_with, run_with};
+use sysgen_data::{Shard, dataset_path, is_complete_with, run_shard_with, run_with};
 
 use crate::scripted::{Bench, Script, bytes, data_dir, lines, model, outcome, run, seed};
 
@@ -351,6 +352,21 @@ fn a_run_is_complete_until_its_config_data_or_data_set_changes() {
     run(&config).unwrap();
     assert!(complete(&config));
     assert_eq!(outcome(&config).0, dataset);
+}
+
+#[test]
+fn what_the_program_has_hashed_is_not_read_again() {
+    let bench = Bench::new();
+    let config = bench.config("out", &["generate.variant=no_system"]);
+    let files = FileHashes::default();
+    let path = &config.data.path[0];
+    let before = bytes(path);
+    files.of(path).unwrap();
+    std::fs::write(path, format!("{before}\n")).unwrap();
+    run_shard_with(&config, &model(), Shard::WHOLE, &files, || unreachable!()).unwrap();
+    let manifest: Value = serde_json::from_str(&outcome(&config).1).unwrap();
+    let known = &manifest["key"]["data.path 1 (rows.jsonl)"];
+    assert_eq!(*known, hash_bytes(before.as_bytes()));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 
 use sysgen_core::config::RunConfig;
+use sysgen_core::hash::FileHashes;
 use sysgen_data::{Shard, Summary, merge_with, run_shard_with};
 
 use crate::scripted::{Bench, Script, bytes, data_dir, model, outcome, run, run_until};
@@ -14,7 +15,8 @@ fn run_shard(
     dies_after: Option<usize>,
 ) -> anyhow::Result<Summary> {
     let at_once = config.generate.as_ref().unwrap().batch_size;
-    run_shard_with(config, &model(), shard.parse::<Shard>().unwrap(), || {
+    let (shard, files) = (shard.parse::<Shard>().unwrap(), FileHashes::default());
+    run_shard_with(config, &model(), shard, &files, || {
         Ok(Box::new(Script {
             at_once,
             dies_after,

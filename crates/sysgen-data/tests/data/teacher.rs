@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use sysgen_core::config::RunConfig;
+use sysgen_core::hash::FileHashes;
 use sysgen_data::environment::Environment;
 use sysgen_model::Device;
 
@@ -45,7 +46,8 @@ fn the_data_set_keeps_the_best_tokens_of_every_place_of_an_answer() {
         RunConfig::load(&folder.path().join("run.toml"), &settings).unwrap()
     };
     let lines = |config: &RunConfig| -> Vec<serde_json::Value> {
-        sysgen_data::run(config, &Device::flex(), &Environment::default()).unwrap();
+        let (environment, files) = (Environment::default(), FileHashes::default());
+        sysgen_data::run(config, &Device::flex(), &environment, &files).unwrap();
         let text = std::fs::read_to_string(config.generated_data_dir().join("dataset.jsonl"));
         let text = text.unwrap();
         text.lines()
