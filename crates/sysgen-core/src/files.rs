@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 
+use crate::no_room::NoRoom;
+
 /// Stands in the name of everything that is still being written.
 const WRITING: &str = ".writing-";
 
@@ -42,7 +44,7 @@ pub fn write_atomically(
             .sync_all()?;
         fs::rename(&temporary.path, path)
     })();
-    written.map_err(|error| explain("write", path, error))?;
+    written.map_err(|error| cut_short(path, &temporary.path, error.into()))?;
     temporary.keep();
     sync_folder_of(path)
 }
@@ -61,8 +63,14 @@ pub fn write_directory_atomically<T>(
     create_parent(path)?;
     let temporary = Temporary::beside(path)?;
     fs::create_dir(&temporary.path).map_err(|error| explain("create", path, error))?;
-    let value = fill(&temporary.path)?;
-    sync_tree(&temporary.path).map_err(|error| explain("write", path, error))?;
+    let filled = fill(&temporary.path).and_then(|value| {
+        sync_tree(&temporary.path).map_err(|error| explain("write", path, error))?;
+        Ok(value)
+    });
+    let value = filled.map_err(|error| match NoRoom::behind(&error) {
+        Some(_) => cut_short(path, &temporary.path, error),
+        None => error,
+    })?;
 
     // `rename` does not replace a folder that has something in it: the former one steps aside.
     let former = Temporary::beside(path)?;
@@ -108,18 +116,12 @@ pub(crate) fn remove_leftovers(directory: &Path) {
 }
 
 /// The error of doing `what` at `path`, with the way out where there is one.
-pub(crate) fn explain(what: &str, path: &Path, error: io::Error) -> anyhow::Error {
+pub(crate) fn explain(what: &'static str, path: &Path, error: io::Error) -> anyhow::Error {
+    if let Some(no_room) = NoRoom::of(error.kind(), what, path) {
+        return no_room.into();
+    }
     let path = path.display();
     match error.kind() {
-        io::ErrorKind::StorageFull => anyhow::anyhow!(
-            "cannot {what} {path}: the disk is full; free some space and start again, finished work is kept"
-        ),
-        io::ErrorKind::QuotaExceeded => anyhow::anyhow!(
-            "cannot {what} {path}: the disk quota is used up; free some space and start again, finished work is kept"
-        ),
-        io::ErrorKind::FileTooLarge => anyhow::anyhow!(
-            "cannot {what} {path}: the file would be larger than `ulimit -f` allows; raise it and start again, finished work is kept"
-        ),
         io::ErrorKind::PermissionDenied => anyhow::anyhow!(
             "cannot {what} {path}: permission denied; choose a folder you may write to"
         ),
@@ -128,6 +130,26 @@ pub(crate) fn explain(what: &str, path: &Path, error: io::Error) -> anyhow::Erro
         ),
         _ => anyhow::anyhow!("cannot {what} {path}: {error}"),
     }
+}
+
+/// The error of writing `path` by way of `temporary`, which is still there.
+fn cut_short(path: &Path, temporary: &Path, error: anyhow::Error) -> anyhow::Error {
+    if let Some(no_room) = NoRoom::behind(&error) {
+        return no_room.for_folder(path, bytes_in(temporary)).into();
+    }
+    match error.downcast::<io::Error>() {
+        Ok(error) => explain("write", path, error),
+        Err(error) => error,
+    }
+}
+
+/// Bytes of a file or of all files in a folder, as far as they can be told.
+fn bytes_in(path: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(path) else {
+        return fs::metadata(path).map_or(0, |file| file.len());
+    };
+    let entries = entries.flatten();
+    entries.map(|entry| bytes_in(&entry.path())).sum()
 }
 
 /// A path beside the wanted one that is removed again unless kept.
@@ -248,6 +270,32 @@ mod tests {
         );
         assert_eq!(fs::read(&path).unwrap(), b"first");
         assert_eq!(names(folder.path()), ["a.txt"]);
+    }
+
+    #[test]
+    fn a_folder_without_room_is_named_with_what_had_gone_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint-8");
+        let error = write_directory_atomically::<()>(&path, |new| {
+            fs::write(new.join("weights"), vec![0; 30 << 10])?;
+            let full = Err(io::Error::from(io::ErrorKind::StorageFull));
+            write_atomically(&new.join("moments"), |file| {
+                file.write_all(&vec![0; 10 << 10])?;
+                file.flush()?;
+                full
+            })
+            .context("saving the moments")
+        })
+        .unwrap_err();
+        let no_room = NoRoom::behind(&error).unwrap();
+        assert_eq!(no_room.written, 40 << 10);
+        let said = format!("{error:#}");
+        assert!(
+            said.starts_with("cannot write ")
+                && said.contains("checkpoint-8: the disk is full after 40 KiB;"),
+            "{said}"
+        );
+        assert!(names(folder.path()).is_empty());
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub mod hash;
 pub mod interrupt;
 pub mod jsonl;
 pub mod measure;
+pub mod no_room;
+pub mod size;
 
 pub mod append_log;
 pub mod output_lock;
@@ -20,6 +22,7 @@ pub mod tell;
 pub use append_log::AppendLog;
 pub use config::RunConfig;
 pub use message::{Message, Role};
+pub use no_room::NoRoom;
 pub use output_lock::{OutputLock, lock_output, lock_part, note_start, started};
 pub use record::Record;
 pub use tell::tell;

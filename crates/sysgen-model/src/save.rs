@@ -537,9 +537,9 @@ fn write_file(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()
             .sync_all()?;
         std::fs::rename(temporary, path)
     };
-    written()
-        .inspect_err(|_| drop(std::fs::remove_file(temporary)))
-        .with_context(|| format!("cannot write {}", path.display()))
+    // What went in before an error stays: who wants all or nothing gives a folder that is thrown away, and how much there was
+    // room for is worth knowing.
+    written().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

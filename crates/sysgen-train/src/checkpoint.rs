@@ -14,6 +14,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sysgen_chat::Chat;
+use sysgen_core::NoRoom;
 use sysgen_core::config::Optim;
 use sysgen_core::files::{write_atomically, write_directory_atomically};
 use sysgen_model::{ADAPTER_CONFIG, Decoder, ExportDtype, Parameter, StoredDtype, WeightDtype};
@@ -122,8 +123,27 @@ pub fn save(
             writeln!(file)
         })
     })
-    .with_context(|| format!("saving {}", path.display()))?;
+    .map_err(|error| match NoRoom::behind(&error) {
+        Some(no_room) => no_room.needing(size(trainer)).into(),
+        None => error.context(format!("saving {}", path.display())),
+    })?;
     Ok(path)
+}
+
+/// Bytes of weights and moments in a checkpoint; the rest is small.
+fn size(trainer: &Trainer) -> u64 {
+    let decoder = trainer.decoder();
+    let trained = decoder.trainable();
+    let weights = trained.iter().map(|parameter| {
+        let width = match parameter.tensor.is_bf16() {
+            true => 2,
+            false => 4,
+        };
+        parameter.tensor.len() * width
+    });
+    let moments = moment_entries(&trained, &trainer.optimizer);
+    let moments = moments.iter().map(|(_, entry)| entry.data_len());
+    weights.chain(moments).sum::<usize>() as u64
 }
 
 /// Looks for checkpoints in `output_dir`.
@@ -315,6 +335,14 @@ const ORDERS: [(MomentOrder, &str); 2] = [
 ];
 
 fn save_moments(path: &Path, parameters: &[Parameter], optimizer: &Optimizer) -> Result<()> {
+    safetensors::serialize_to_file(moment_entries(parameters, optimizer), None, path)
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+fn moment_entries<'a>(
+    parameters: &[Parameter],
+    optimizer: &'a Optimizer,
+) -> Vec<(String, Entry<'a>)> {
     let mut entries = Vec::new();
     for (parameter, state) in parameters.iter().zip(&optimizer.states) {
         if let State::Quantised(moments) = state {
@@ -350,8 +378,7 @@ fn save_moments(path: &Path, parameters: &[Parameter], optimizer: &Optimizer) ->
             entries.push((format!("{which}.{}", parameter.name), entry));
         }
     }
-    safetensors::serialize_to_file(entries, None, path)
-        .with_context(|| format!("writing {}", path.display()))
+    entries
 }
 
 fn load_moments(

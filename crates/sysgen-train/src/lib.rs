@@ -34,7 +34,6 @@ pub mod rows;
 pub mod run;
 pub mod schedule;
 pub mod show;
-pub mod size;
 pub mod stored_teacher;
 pub mod tensorboard;
 pub mod trainer;

@@ -9,6 +9,7 @@ use serde_json::json;
 use sysgen_core::command_line::RunArguments;
 use sysgen_core::config::{ModelInit, Optim, TrainDtype, TrainMethod, TrainSection};
 use sysgen_core::measure::{forget_peak_rss, median, peak_rss_mib};
+use sysgen_core::size::{parse_bytes, readable};
 use sysgen_core::{RunConfig, tell};
 use sysgen_model::{Lora, ModelConfig, StoredDtype, device_names, doing, stored_dtype};
 use sysgen_train::batch::Batch;
@@ -17,7 +18,6 @@ use sysgen_train::order::{DataOrder, Utilisation};
 use sysgen_train::parameters::parameters;
 use sysgen_train::plan::{self, Formats, Memory, Teacher, Work};
 use sysgen_train::run::{Run, order};
-use sysgen_train::size::{parse_bytes, readable};
 
 use crate::data::{self, Data};
 

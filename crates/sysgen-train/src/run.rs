@@ -160,12 +160,12 @@ impl Run<'_> {
         let show = Show::steps(total_steps, progress.step);
         if progress.step == 0 {
             let mut line = Line::default();
-            self.evaluate(&mut trainer, &mut line)?;
+            self.or_go_on_later(self.evaluate(&mut trainer, &mut line), &progress)?;
             if let Some(eval_loss) = line.eval_loss {
                 tracing::info!("held-out loss before training: {eval_loss:.4}");
             }
             if line.eval_loss.is_some() || line.obedience.is_some() {
-                journal.add(&line)?;
+                self.or_go_on_later(journal.add(&line), &progress)?;
             }
         }
         let mut first_step = None;
@@ -227,11 +227,12 @@ impl Run<'_> {
                 losses: report.row_losses,
                 supervised_tokens: batches.iter().flat_map(|b| b.row_targets.clone()).collect(),
             };
-            line.spike_rows = journal.add_rows(&step_rows, report.loss, on_policy)?;
+            let spike_rows = journal.add_rows(&step_rows, report.loss, on_policy);
+            line.spike_rows = self.or_go_on_later(spike_rows, &progress)?;
             let every = |steps: usize| steps > 0 && progress.step.is_multiple_of(steps);
             let mut improved = false;
             if every(train.eval_steps) || progress.step == total_steps {
-                self.evaluate(&mut trainer, &mut line)?;
+                self.or_go_on_later(self.evaluate(&mut trainer, &mut line), &progress)?;
                 improved = self.compare(&line, &mut progress);
             }
             let last = progress.step == total_steps || progress.stopped_early;
@@ -243,7 +244,7 @@ impl Run<'_> {
                 || line.spike_rows.is_some()
                 || line.skipped_rows.is_some()
             {
-                journal.add(&line)?;
+                self.or_go_on_later(journal.add(&line), &progress)?;
             }
             show.step(&line);
             self.refuse_too_many_nonfinite_steps(&line, &progress)?;
@@ -255,8 +256,8 @@ impl Run<'_> {
                 SaveStrategy::Epoch => order.ends_epoch(progress.step),
             };
             if last || stop || best || saves {
-                journal.sync()?;
-                let saved = self.save(&trainer, &progress)?;
+                let saved = journal.sync().and_then(|()| self.save(&trainer, &progress));
+                let saved = self.or_go_on_later(saved, &progress)?;
                 show.saved(&saved);
                 if stop && !last {
                     return Ok(Outcome::Interrupted(saved));
@@ -375,14 +376,7 @@ impl Run<'_> {
             progress,
             self.identity,
             &effective_config,
-        )
-        .with_context(|| match self.newest_checkpoint() {
-            Some(path) => format!(
-                "training stops; {} is whole and the run goes on from there",
-                path.display()
-            ),
-            None => "training stops; there is no earlier checkpoint".to_string(),
-        })?;
+        )?;
         let keep = self.train.save_total_limit;
         checkpoint::remove_oldest(output_dir, keep, progress.best.step)?;
         Ok(saved)
@@ -391,6 +385,22 @@ impl Run<'_> {
     fn newest_checkpoint(&self) -> Option<PathBuf> {
         let found = checkpoint::find(&self.config.output_dir).ok()?.complete;
         found.into_iter().next_back().map(|newest| newest.path)
+    }
+
+    /// What was done at a step, or why training ends there and what is safe.
+    fn or_go_on_later<T>(&self, done: Result<T>, progress: &Progress) -> Result<T> {
+        done.with_context(|| {
+            let step = progress.step;
+            match self.newest_checkpoint() {
+                Some(path) => format!(
+                    "training stops at step {step}; {} is whole, and the same command goes on from there",
+                    path.display()
+                ),
+                None => format!(
+                    "training stops at step {step}; there is no earlier checkpoint, the same command starts again"
+                ),
+            }
+        })
     }
 
     /// Part of the weights had been updated when a gradient turned out not to be finite.

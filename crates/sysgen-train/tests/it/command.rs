@@ -162,6 +162,86 @@ fn a_signal_saves_and_the_same_command_goes_on() {
 }
 
 #[test]
+fn every_signal_that_asks_to_stop_saves_and_is_no_failure() {
+    for signal in ["-TERM", "-INT", "-USR1"] {
+        let folder = Folder::new("max_steps = 1000000\nsave_steps = 0\nnum_train_epochs = 1e6");
+        let child = folder
+            .command(&[])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for(&folder.path("row_losses.jsonl"));
+        interrupt(&child, signal);
+        let stdout = succeeds(&child.wait_with_output().unwrap());
+        assert!(
+            stdout.contains("Run the same command again"),
+            "{signal}: {stdout}"
+        );
+        let saved = sysgen_train::checkpoint::find(&folder.path("")).unwrap();
+        assert_eq!(saved.complete.len(), 1, "{signal}");
+        let name = saved.complete[0].path.file_name().unwrap();
+        assert!(
+            stdout.contains(&*name.to_string_lossy()),
+            "{signal}: {stdout}"
+        );
+    }
+}
+
+#[test]
+fn steps_say_loss_speed_what_is_learnt_and_how_long_it_will_take() {
+    let folder = Folder::new("max_steps = 4\nsave_steps = 0");
+    let (_, stderr) = text(&folder.run(&[]));
+    let line = stderr.lines().find(|line| line.contains("step 2/4"));
+    let line = line.unwrap_or_else(|| panic!("{stderr}"));
+    for word in ["loss ", " tokens/s", " % learnt", " left"] {
+        assert!(line.contains(word), "{line}");
+    }
+    assert!(
+        !stderr.contains('\r') && !stderr.contains('\u{1b}'),
+        "not plain: {stderr:?}"
+    );
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused_and_a_half_written_one_is_passed_over() {
+    let folder = Folder::new("max_steps = 8\nsave_steps = 3\nsave_total_limit = 0");
+    succeeds(&folder.run(&["-q"]));
+    std::fs::remove_file(folder.path("summary.json")).unwrap();
+    // Cut short, as by a power cut on a disk that renames before it writes.
+    let newest = folder.path("checkpoint-8/model.safetensors");
+    let weights = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &weights[..weights.len() / 2]).unwrap();
+    let (_, stderr) = text(&folder.run(&[]));
+    for said in [
+        "checkpoint-8 is not complete and is ignored: model.safetensors has",
+        "going on from run/checkpoint-6",
+    ] {
+        assert!(stderr.contains(said), "{stderr}");
+    }
+    let again = std::fs::read(&newest).unwrap();
+    assert!(again == weights, "the steps that were lost were done again");
+
+    std::fs::remove_file(folder.path("summary.json")).unwrap();
+    let config = folder.dir.path().join("model/config.json");
+    let text_of = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(
+        &config,
+        text_of.replace("\"intermediate_size\":48", "\"intermediate_size\":64"),
+    )
+    .unwrap();
+    let refused = folder.run(&[]);
+    let (_, stderr) = text(&refused);
+    assert!(!refused.status.success(), "{stderr}");
+    for said in [
+        "checkpoint-8 belongs to another run: model files was ",
+        "set another output_dir",
+    ] {
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}
+
+#[test]
 fn check_shows_rows_and_refuses_a_broken_template() {
     let folder = Folder::new("");
     let stdout = succeeds(&folder.run(&["check", "--html", "check.html"]));
@@ -254,15 +334,70 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_last_good_one_and_says_so() {
         .unwrap()
         .to_string_lossy()
         .into_owned();
-    assert!(
-        stderr.contains("training stops") && stderr.contains(&name),
-        "{stderr}"
-    );
+    for said in [
+        "training stops at step",
+        &name,
+        "`ulimit -f` allows; raise it",
+    ] {
+        assert!(stderr.contains(said), "{stderr}");
+    }
     let after = newest(&folder);
     assert_eq!(after.complete.last().unwrap().path, before.path);
     assert!(after.incomplete.is_empty(), "{:?}", after.incomplete);
     // With room again the same command goes on.
     succeeds(&folder.run(&["-q"]));
+}
+
+/// A disk of its own for the output: it fills up, is made larger, and the same command ends with the bytes of an undisturbed run.
+#[test]
+fn a_full_disk_leaves_the_last_good_checkpoint_and_says_how_much_is_missing() {
+    let train = "max_steps = 12\nsave_steps = 3\nsave_total_limit = 0";
+    let undisturbed = Folder::new(train);
+    succeeds(&undisturbed.run(&["-q"]));
+    let folder = Folder::new(train);
+    std::fs::create_dir(folder.path("")).unwrap();
+    let script = "
+        mount -t tmpfs -o size=800k tmpfs run || exit 77
+        \"$0\" --config c.toml; echo \"ended with $?\"
+        ls -A run
+        mount -o remount,size=64m run && \"$0\" -q --config c.toml || exit 1
+        cp run/export/model.safetensors again.safetensors";
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "bash", "-c", script])
+        .arg(env!("CARGO_BIN_EXE_sysgen-train"))
+        .current_dir(folder.dir.path())
+        .env("NO_COLOR", "1")
+        .output();
+    let Ok(output) = output else {
+        eprintln!("SKIPPED: there is no `unshare` to make a small disk with");
+        return;
+    };
+    let (stdout, stderr) = text(&output);
+    if output.status.code() != Some(0) && !stdout.contains("ended with") {
+        eprintln!("SKIPPED: a small disk cannot be mounted here: {stderr}");
+        return;
+    }
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let error = stderr.lines().find(|line| line.starts_with("error: "));
+    let error = error.unwrap_or_else(|| panic!("{stdout}\n{stderr}"));
+    for said in [
+        "training stops at step 9; run/checkpoint-6 is whole, and the same command goes on from there: ",
+        "cannot write run/checkpoint-9: the disk is full after ",
+        " KiB are missing; free some space and run the same command again",
+    ] {
+        assert!(error.contains(said), "{error}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert!(stdout.contains("ended with 1\n"), "{stdout}");
+    let left = |name: &str| stdout.lines().any(|line| line == name);
+    assert!(left("checkpoint-3") && left("checkpoint-6"), "{stdout}");
+    assert!(
+        !left("checkpoint-9") && !stdout.contains(".writing-"),
+        "{stdout}"
+    );
+    let weights = |path: PathBuf| std::fs::read(path).unwrap();
+    let again = weights(folder.dir.path().join("again.safetensors"));
+    assert!(again == weights(undisturbed.path("export/model.safetensors")));
 }
 
 #[test]
@@ -294,7 +429,25 @@ fn trace_goes_from_a_step_to_its_rows_and_back_and_the_run_leaves_its_pages() {
         report.contains("share of fixed system messages obeyed"),
         "{report}"
     );
-    let samples = std::fs::read_to_string(folder.path("samples.jsonl")).unwrap();
-    assert_eq!(samples.lines().count(), 2);
+    let read = |name: &str| -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(folder.path(name)).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let samples = read("samples.jsonl");
+    let steps: Vec<_> = samples.iter().map(|line| line["step"].as_u64()).collect();
+    assert_eq!(steps, [Some(3), Some(6)]);
+    for line in &samples {
+        assert_eq!(line["answers"].as_array().unwrap().len(), 2, "{line}");
+    }
+    let obeyed = |line: &&serde_json::Value| line["obedience"].as_f64().is_some();
+    let metrics = read("metrics.jsonl");
+    let asked: Vec<_> = metrics
+        .iter()
+        .filter(obeyed)
+        .map(|line| line["step"].as_u64())
+        .collect();
+    assert_eq!(asked, [Some(0), Some(3), Some(6)]);
     assert_eq!(std::fs::read_dir(folder.path("runs")).unwrap().count(), 1);
 }

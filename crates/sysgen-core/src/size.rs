@@ -1,12 +1,12 @@
-//! Sizes of memory as people write and read them.
+//! Sizes of memory and files as people write and read them.
 
 /// Bytes as people read them.
 pub fn readable(bytes: u64) -> String {
-    let gib = bytes as f64 / (1u64 << 30) as f64;
-    if gib >= 1.0 {
-        format!("{gib:.1} GiB")
-    } else {
-        format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
+    let of = |shift: u32| bytes as f64 / (1u64 << shift) as f64;
+    match bytes {
+        0..0x10_0000 => format!("{:.0} KiB", of(10)),
+        0x10_0000..0x4000_0000 => format!("{:.0} MiB", of(20)),
+        _ => format!("{:.1} GiB", of(30)),
     }
 }
 
@@ -48,5 +48,7 @@ mod tests {
         assert_eq!(parse_bytes("1.5 MB"), Ok(1_500_000));
         assert!(parse_bytes("80").unwrap_err().contains("80GiB"));
         assert_eq!(readable(3 * GIB / 2), "1.5 GiB");
+        assert_eq!(readable(GIB / 4), "256 MiB");
+        assert_eq!(readable(5 << 10), "5 KiB");
     }
 }
