@@ -1,16 +1,20 @@
 //! One line of `dataset.jsonl`: the conversation to learn from, and where it came from.
 
 use serde::{Deserialize, Serialize};
-use sysgen_core::config::Variant;
+use sysgen_core::config::{TagRules, Variant};
 use sysgen_core::message::{Message, Role};
 
+use crate::filter::{filter, system_text};
 use crate::generator::{Reply, Teacher};
 use crate::input::Row;
 use crate::log::{Answer, Answers, Phase};
 use crate::respond::spoken;
 use crate::steps::{Kept, Plan};
-use crate::tag::Tag;
+use crate::tag::{Phrase, Tag};
 use crate::verify::Label;
+
+/// Stands between system message and question in `variant = "system_in_user"`.
+const JOINT: &str = "\n\n";
 
 /// A line of the data set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,6 +102,24 @@ impl Line {
             Some(all) => all,
             None => std::slice::from_ref(&self.sysgen.original_answer),
         }
+    }
+
+    /// The question behind the system message that was drafted for this line and put before it (`variant = "system_in_user"`).
+    pub(crate) fn without_drafted_system<'a>(&self, question: &'a str) -> Option<&'a str> {
+        let draft = self.sysgen.annotated.as_deref()?;
+        let kept = |phrase: &Phrase| {
+            let verdicts = &mut self.sysgen.tags.iter();
+            verdicts.any(|verdict| verdict.tag == phrase.tag && verdict.kept)
+        };
+        // Which rules the draft was read by is not in the line; one of the two gives the words that are there.
+        [TagRules::Strict, TagRules::Lenient]
+            .into_iter()
+            .find_map(|rules| {
+                let mut phrases = filter(draft, rules).phrases;
+                phrases.retain(kept);
+                let behind = question.strip_prefix(&system_text(&phrases))?;
+                behind.strip_prefix(JOINT)
+            })
     }
 
     /// The system message, if there is one.
@@ -195,7 +217,7 @@ fn messages(variant: Variant, row: &Row, kept: &Kept) -> Vec<Turn> {
     match &kept.system {
         // The paper's Table 7: the same text at the beginning of the user's message.
         Some(system) if variant == Variant::SystemInUser => {
-            turns[0].content = format!("{system}\n\n{}", turns[0].content);
+            turns[0].content = format!("{system}{JOINT}{}", turns[0].content);
         }
         Some(system) => turns.insert(0, turn(Message::system(system), None)),
         None => {}

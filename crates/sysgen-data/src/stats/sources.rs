@@ -23,6 +23,9 @@ pub struct SourceStatistics {
     pub answer_characters: f64,
     /// Conversations that came with a system message.
     pub with_system: usize,
+    /// Questions that are counted with a system message before them: `variant = "system_in_user"` of a message that the row
+    /// does not tell apart, because it was the conversation's own.
+    pub joined_questions: usize,
 }
 
 /// Sums by source.
@@ -36,6 +39,7 @@ struct Sum {
     question_characters: usize,
     answer_characters: usize,
     with_system: usize,
+    joined_questions: usize,
 }
 
 /// Every readable conversation of the files of `[data]`, whatever `limit` says.
@@ -66,18 +70,29 @@ impl Sums {
         let provenance = &line.sysgen;
         let sum = self.0.entry(provenance.source.clone()).or_default();
         sum.conversations += 1;
+        // Answers are written under a system message: where none leads, it is at the beginning of the first question.
+        let written = !provenance.seeds.respond.is_empty();
+        let joined = written && line.system().is_none();
         let questions = line
             .messages
             .windows(2)
-            .filter(|pair| pair[0].role == Role::User && pair[1].is_learnt());
-        for (pair, original) in questions.zip(line.originals()) {
+            .enumerate()
+            .filter(|(_, pair)| pair[0].role == Role::User && pair[1].is_learnt());
+        for ((at, pair), original) in questions.zip(line.originals()) {
+            let mut question = pair[0].content.as_str();
+            if joined && at == 0 {
+                match line.without_drafted_system(question) {
+                    Some(asked) => question = asked,
+                    None => sum.joined_questions += 1,
+                }
+            }
             sum.instances += 1;
-            sum.question_characters += pair[0].content.chars().count();
+            sum.question_characters += question.chars().count();
             sum.answer_characters += original.chars().count();
         }
         // A system message that no draft was made for is the row's own.
-        let own =
-            line.system().is_some() && provenance.annotated.is_none() && provenance.model.is_some();
+        let own = provenance.annotated.is_none()
+            && (joined || line.system().is_some() && provenance.model.is_some());
         sum.with_system += usize::from(own);
     }
 
@@ -90,6 +105,7 @@ impl Sums {
                 question_characters: mean(sum.question_characters),
                 answer_characters: mean(sum.answer_characters),
                 with_system: sum.with_system,
+                joined_questions: sum.joined_questions,
             };
             (source.clone(), statistics)
         };

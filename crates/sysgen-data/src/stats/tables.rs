@@ -75,6 +75,16 @@ impl fmt::Display for Statistics {
             ]);
         }
         writeln!(f, "\n{table}  question, answer: mean length in characters")?;
+        let joined: usize = (self.sources.by_source.values())
+            .map(|statistics| statistics.joined_questions)
+            .sum();
+        if joined > 0 {
+            writeln!(
+                f,
+                "  {joined} question(s) are counted with the system message that `variant = \"system_in_user\"` put before them; \
+                 --config FILE counts the source files instead"
+            )?;
+        }
         let columns = std::iter::once("source").chain(Tag::CANONICAL.map(Tag::name));
         let title = "Judged Bad / None, % of the kept rows whose draft has the tag (Table 9)";
         let mut table = Table::new(title, &columns.collect::<Vec<_>>());

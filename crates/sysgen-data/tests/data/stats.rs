@@ -80,6 +80,46 @@ fn the_tables_count_what_the_files_hold() {
 }
 
 #[test]
+fn a_system_message_before_the_question_is_no_part_of_it() {
+    let bench = Bench::new();
+    // One row has a system message of its own, which its line does not tell apart.
+    let own = r#"{"messages":[{"role":"system","content":"Be old."},{"role":"user","content":"How?"},{"role":"assistant","content":"So."}]}"#;
+    let path = bench.folder.path().join("rows.jsonl");
+    let rows = std::fs::read_to_string(&path).unwrap();
+    for (rows, joined) in [(rows.clone(), 0), (format!("{rows}\n{own}"), 1)] {
+        std::fs::write(&path, rows).unwrap();
+        let tables = |variant: &str| {
+            let variant = format!("generate.variant={variant}");
+            let keep = "data.existing_system=keep";
+            let config = bench.config(&format!("out{joined}"), &[&variant, keep]);
+            run(&config).unwrap();
+            let data_set = DataSet::open(&data_dir(&config)).unwrap();
+            statistics(&data_set, Options::default()).unwrap()
+        };
+        let (plain, in_user) = (tables("sysgen"), tables("system_in_user"));
+        let (was, is) = (
+            plain.sources.by_source["rows.jsonl"],
+            in_user.sources.by_source["rows.jsonl"],
+        );
+        assert_eq!((was.joined_questions, was.with_system), (0, joined));
+        assert_eq!((is.joined_questions, is.with_system), (joined, joined));
+        assert_eq!(is.instances, was.instances);
+        let more = is.question_characters - was.question_characters;
+        let own = "Be old.\n\n".len() * joined;
+        assert!(
+            (more - own as f64 / is.instances as f64).abs() < 1e-9,
+            "{more}"
+        );
+        let said = in_user.to_string();
+        assert_eq!(
+            said.contains("1 question(s) are counted with"),
+            joined == 1,
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn answers_that_stayed_are_not_compared_with_themselves() {
     let bench = Bench::new();
     let config = bench.config("out", &["generate.variant=original_answer"]);
