@@ -16,6 +16,7 @@ mod golden;
 mod hub_server;
 mod lora;
 mod memory;
+mod merging;
 mod methods;
 mod on_policy;
 mod plan;

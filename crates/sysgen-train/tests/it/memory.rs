@@ -12,7 +12,7 @@ use sysgen_train::trainer::{StepReport, Trainer};
 use crate::fixture;
 
 /// Shapes that differ in what is tied, fused, biased and scaled.
-fn configs() -> Vec<ModelConfig> {
+pub(crate) fn configs() -> Vec<ModelConfig> {
     let of = |changes: Value| {
         let mut json = json!({
             "model_type": "llama", "vocab_size": fixture::VOCAB, "hidden_size": 32, "intermediate_size": 48,
