@@ -89,7 +89,7 @@ impl Journal {
         let worst = rows.worst_first().into_iter().take(NAMED_ROWS);
         let worst: Vec<String> = worst.map(|(row, ..)| row.to_string()).collect();
         tracing::warn!(
-            "step {}: the loss {loss:.3} is {score:.0} standard deviations above the last ones; the rows with the highest: {}",
+            "step {}: the loss {loss:.3} is {score:.0} standard deviations above what the last ones lead to; the rows with the highest: {}",
             rows.step,
             worst.join(", ")
         );

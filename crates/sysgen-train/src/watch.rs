@@ -5,12 +5,15 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use sysgen_core::config::TrainSection;
 
-/// Losses that a new one is held against.
-const WINDOW: usize = 50;
+/// Losses that a new one is held against: few enough that a straight line goes through them also where they fall steeply.
+const WINDOW: usize = 25;
 /// So many are needed before a jump can be told from the noise of the start.
 const LEAST: usize = 20;
-/// Standard deviations above the mean that are a spike.
-const SPIKE: f64 = 5.0;
+/// Standard deviations above the line that are a spike. Of 25 losses the deviation is known roughly: normal noise is taken for
+/// a spike twice in a million steps.
+const SPIKE: f64 = 6.0;
+/// The deviation is never taken to be smaller than this share of the mean: losses that hardly move make no spike of a trifle.
+const LEAST_DEVIATION: f64 = 0.01;
 
 /// Tells a loss that is far above the last ones.
 #[derive(Clone, Debug, Default)]
@@ -19,13 +22,24 @@ pub struct LossWatch {
 }
 
 impl LossWatch {
-    /// Adds a step's loss; its distance from the mean of the last fifty, in their standard deviations, if that is a spike.
+    /// Adds a step's loss; how far it is above the straight line through the last ones, in their standard deviations around it, if
+    /// that is a spike.
     pub fn add(&mut self, loss: f64) -> Option<f64> {
+        // Least squares: loss = mean + slope · (place − middle).
         let count = self.recent.len() as f64;
+        let middle = (count - 1.0) / 2.0;
         let mean = self.recent.iter().sum::<f64>() / count;
-        let square = |x: &f64| (x - mean) * (x - mean);
-        let variance = self.recent.iter().map(square).sum::<f64>() / count;
-        let score = (loss - mean) / variance.sqrt().max(1e-12);
+        let places = || (0..self.recent.len()).map(|place| place as f64 - middle);
+        let products = places()
+            .zip(&self.recent)
+            .map(|(place, loss)| place * (loss - mean));
+        let slope = products.sum::<f64>() / places().map(|place| place * place).sum::<f64>();
+        let rests = places()
+            .zip(&self.recent)
+            .map(|(place, loss)| loss - mean - slope * place);
+        let deviation = (rests.map(|rest| rest * rest).sum::<f64>() / count).sqrt();
+        let expected = mean + slope * (count - middle);
+        let score = (loss - expected) / deviation.max(LEAST_DEVIATION * mean.abs());
         let spike = self.recent.len() >= LEAST && score > SPIKE;
         if loss.is_finite() {
             self.recent.push_back(loss);
@@ -92,6 +106,12 @@ mod tests {
         }
         assert!(watch.add(4.0).is_some_and(|score| score > SPIKE));
         assert_eq!(watch.add(f64::NAN), None);
+        // Also while the loss still falls steeply.
+        let mut falling = LossWatch::default();
+        for step in 0..40 {
+            assert_eq!(falling.add(6.0 * 0.94f64.powi(step)), None, "step {step}");
+        }
+        assert!(falling.add(3.0).is_some());
         let mut young = LossWatch::default();
         assert_eq!([1.0, 1.1, 9.0].map(|loss| young.add(loss)), [None; 3]);
     }

@@ -4,6 +4,7 @@ use sysgen_core::config::{SaveStrategy, TrainSection};
 use sysgen_train::checkpoint;
 use sysgen_train::metrics::Line;
 
+use crate::fixture;
 use crate::running::{World, bits, train};
 
 #[test]
@@ -81,6 +82,50 @@ fn too_many_steps_that_are_not_finite_stop_the_run_and_name_the_rows() {
             .iter()
             .all(|line| !line.skipped_rows.as_ref().unwrap().is_empty())
     );
+}
+
+#[test]
+fn a_loss_that_jumps_names_the_row_that_made_it_jump() {
+    let mut world = World::new(TrainSection {
+        packing: false,
+        max_steps: 60,
+        num_train_epochs: 60.0,
+        per_device_train_batch_size: 2,
+        gradient_accumulation_steps: 2,
+        logging_steps: 60,
+        save_steps: 0,
+        eval_steps: 0,
+        ..train()
+    });
+    // Learnt well by then, and one row that is no words at all, once among rows that are alike.
+    let whole = world.examples.clone();
+    world.examples = (0..220)
+        .map(|n| {
+            let mut example = whole[n % 2].clone();
+            example.id = format!("row-{n}");
+            example
+        })
+        .collect();
+    let strange = world.run().order().step(45)[1][0][0];
+    world.examples[strange].id = "strange".to_string();
+    let learnt = world.examples[strange].learn.clone();
+    for (at, id) in world.examples[strange].ids.iter_mut().enumerate() {
+        if learnt[at] && *id != fixture::END {
+            *id = 200 + (at % 20) as u32;
+        }
+    }
+    world.finish();
+    let lines = world.lines();
+    let spikes: Vec<&Line> = lines
+        .iter()
+        .filter(|line| line.spike_rows.is_some())
+        .collect();
+    assert_eq!(
+        spikes.iter().map(|line| line.step).collect::<Vec<_>>(),
+        [46]
+    );
+    let rows = spikes[0].spike_rows.as_ref().unwrap();
+    assert_eq!(rows[0], "strange", "{rows:?}");
 }
 
 /// A run whose evaluations get worse from some step on: far too high a learning rate.
