@@ -204,30 +204,47 @@ fn every_step_leads_to_its_rows_and_their_losses_also_after_a_resume() {
 
 #[test]
 fn a_run_goes_on_with_another_number_of_devices_to_the_bit() {
-    let with = |devices: usize, accumulation: usize, method: TrainMethod| TrainSection {
-        devices: vec![DeviceChoice::Cpu; devices],
-        gradient_accumulation_steps: accumulation,
-        method,
-        lora_dropout: 0.1,
-        ..train()
-    };
-    for method in [TrainMethod::Full, TrainMethod::Lora] {
-        let alone = World::new(with(1, 4, method));
+    let teacher = || Some(DistillSection::default());
+    let (full, lora) = (TrainMethod::Full, TrainMethod::Lora);
+    for (method, optim, dtype, distill) in [
+        (full, Optim::Adamw, TrainDtype::Auto, None),
+        (lora, Optim::Adamw, TrainDtype::Auto, None),
+        (full, Optim::Adamw8bit, TrainDtype::Auto, teacher()),
+        (full, Optim::Adamw, TrainDtype::Bf16, None),
+        (full, Optim::Adamw8bit, TrainDtype::Bf16, None),
+        (lora, Optim::Adamw8bit, TrainDtype::Bf16, teacher()),
+    ] {
+        let with = |devices: usize, accumulation: usize| TrainSection {
+            devices: vec![DeviceChoice::Cpu; devices],
+            gradient_accumulation_steps: accumulation,
+            method,
+            optim,
+            dtype,
+            lora_dropout: 0.1,
+            ..train()
+        };
+        let world = |train: TrainSection| {
+            let mut world = World::new(train);
+            world.config.distill = distill.clone();
+            world.config.seed = 7; // not the default, so that one that is forgotten shows
+            world
+        };
+        let alone = world(with(1, 4));
         let expected = alone.finish();
-        let mut changing = World::new(with(2, 2, method));
+        let mut changing = world(with(2, 2));
         let identity = |world: &World| {
             let examples = &world.examples;
             sysgen_train::identity::identity(&world.config, &world.chat, examples, &[]).unwrap()
         };
         let started = identity(&changing);
         changing.go_on(Some(5)).unwrap();
-        changing.config.train = Some(with(4, 1, method));
+        changing.config.train = Some(with(4, 1));
         assert_eq!(started, identity(&changing));
         changing.go_on(Some(9)).unwrap();
-        changing.config.train = Some(with(1, 4, method));
+        changing.config.train = Some(with(1, 4));
         assert_eq!(bits(&changing.finish()), bits(&expected));
         assert_eq!(changing.lines(), alone.lines());
-        changing.config.train = Some(with(2, 4, method));
+        changing.config.train = Some(with(2, 4));
         let differs = sysgen_train::identity::differences(&started, &identity(&changing));
         assert_eq!(differs, ["micro-batches of a step was 4, is 8"]);
     }

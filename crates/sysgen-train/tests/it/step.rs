@@ -126,6 +126,23 @@ fn what_is_written_in_the_padding_changes_nothing() {
 }
 
 #[test]
+fn a_pad_token_that_is_the_stop_token_hides_no_stop_token() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let examples = fixture::examples(&fixture::chat(dir.path()), &fixture::rows(6));
+    let rows = [vec![0], vec![1, 2, 3], vec![4, 5]];
+    let batch = |pad_id| Batch::new(&examples, &rows, pad_id);
+    let (padded, alike) = (batch(2), batch(fixture::END));
+    assert_ne!(padded.tokens.ids, alike.tokens.ids, "nothing is padded");
+    assert_eq!(
+        (&alike.predict_at, &alike.targets),
+        (&padded.predict_at, &padded.targets)
+    );
+    let stops = alike.targets.iter().filter(|&&id| id == fixture::END);
+    assert_eq!(stops.count(), examples.len());
+}
+
+#[test]
 fn a_step_that_is_not_finite_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     fixture::model_folder(dir.path());
