@@ -93,6 +93,8 @@ def figures():
             work = ["--model", str(path), "--batch", str(batch), "--prompt", "32", "--new", str(new), "--repeats", "2", *device]
             yield f"decode/{name}/{batch}", "sysgen", [DATA, "bench", *work, "--json"]
             yield f"decode/{name}/{batch}", "torch", [*torch_side, "decode", *work]
+            # The same with every kernel started by itself: what CUDA graphs are worth.
+            yield f"decode/{name}/{batch}/eager", "sysgen", [DATA, "bench", *work, "--enforce-eager", "--json"]
     yield from checks[4:]
 
 

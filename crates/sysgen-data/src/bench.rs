@@ -44,6 +44,9 @@ pub(crate) struct BenchArguments {
     /// Computes every prompt in full, also what several share.
     #[arg(long)]
     no_prefix_caching: bool,
+    /// Launches every kernel of a decoding step by itself on a GPU, without CUDA graphs.
+    #[arg(long)]
+    enforce_eager: bool,
     /// Timed runs, after one that is not.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -71,6 +74,9 @@ struct Report {
     decode_tokens_per_s: f64,
     prefill_tokens_per_s: f64,
     reused_tokens: usize,
+    /// Passes through the model, and those of them that were a CUDA graph.
+    steps: usize,
+    replayed_steps: usize,
     occupancy: f64,
     first_tokens_row0: Vec<u32>,
     #[serde(flatten)]
@@ -113,6 +119,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         max_num_seqs: batch,
         max_length: prompt + new,
         prefix_caching: !arguments.no_prefix_caching,
+        enforce_eager: arguments.enforce_eager,
         ..Options::default()
     };
     let (mut seconds, mut first) = (Vec::new(), Vec::new());
@@ -145,6 +152,8 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         decode_tokens_per_s: rounded(statistics.decode_tokens_per_second(), 1),
         prefill_tokens_per_s: rounded(statistics.prefill_tokens_per_second(), 1),
         reused_tokens: statistics.reused_tokens,
+        steps: statistics.steps,
+        replayed_steps: statistics.replayed_steps,
         occupancy: rounded(statistics.mean_occupancy(), 4),
         first_tokens_row0: first.into_iter().take(FIRST_TOKENS).collect(),
         memory: PeakMemory::with_device(memory.map(|usage| usage.bytes_reserved)),
@@ -254,6 +263,10 @@ impl Report {
                 self.prefill_tokens_per_s,
                 self.reused_tokens,
                 100.0 * self.occupancy
+            ),
+            format!(
+                "{} of {} steps started as one (CUDA graphs)",
+                self.replayed_steps, self.steps
             ),
             format!("first tokens of row 0: {:?}", self.first_tokens_row0),
         ];

@@ -33,6 +33,9 @@ pub struct Options {
     pub max_num_batched_tokens: usize,
     /// Whether a text takes over the keys and values of one that begins alike.
     pub prefix_caching: bool,
+    /// Launches every kernel of a decoding step by itself on a device, instead of recording a step once and starting it as one
+    /// (vLLM's name).
+    pub enforce_eager: bool,
 }
 
 impl Default for Options {
@@ -44,6 +47,7 @@ impl Default for Options {
             kv_cache_bytes: 0,
             max_num_batched_tokens: 512,
             prefix_caching: true,
+            enforce_eager: false,
         }
     }
 }

@@ -2,12 +2,13 @@
 //! fills up with prompts, oldest first. Where the cache is full, the youngest text gives its blocks away and is read
 //! again later. Order, chunks and blocks change when a token is computed, never its value.
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
-use sysgen_model::{Decoder, KvCache, Run};
+use sysgen_model::{DecodeSteps, Decoder, KvCache, Run};
 
 use crate::blocks::{Blocks, Content, extend_contents};
 use crate::engine::{Options, RequestId};
@@ -30,6 +31,8 @@ struct Part {
 pub(crate) struct Schedule {
     decoder: Decoder,
     cache: KvCache,
+    /// On a device, the steps that read one token of each text.
+    decode_steps: Option<DecodeSteps>,
     blocks: Blocks,
     options: Options,
     waiting: VecDeque<(RequestId, Work)>,
@@ -42,6 +45,7 @@ pub(crate) struct Schedule {
 impl Schedule {
     pub(crate) fn new(decoder: Decoder, cache: KvCache, options: Options) -> Schedule {
         Schedule {
+            decode_steps: DecodeSteps::new(&decoder, &cache, !options.enforce_eager),
             decoder,
             blocks: Blocks::new(cache.blocks()),
             cache,
@@ -169,12 +173,20 @@ impl Schedule {
         let whole = parts
             .iter()
             .any(|part| self.texts[part.text].work.wants_prompt());
-        let hidden = if whole {
-            self.decoder.forward_cached_all(&runs, &mut self.cache)
-        } else {
-            self.decoder.forward_cached(&runs, &mut self.cache)
+        let decodes = !whole && parts.iter().all(|part| part.tokens == 1);
+        let after = match &mut self.decode_steps {
+            Some(steps) if decodes => {
+                let logits = steps.logits(&runs);
+                self.statistics.replayed_steps += steps.take_replayed();
+                if let Some(refusal) = steps.take_refusal() {
+                    tracing::warn!("decoding goes on without graphs: {refusal}");
+                }
+                After::Logits(logits)
+            }
+            _ if whole => After::Hidden(self.decoder.forward_cached_all(&runs, &mut self.cache)),
+            _ => After::Hidden(self.decoder.forward_cached(&runs, &mut self.cache)),
         };
-        self.look(&parts, hidden, whole);
+        self.look(&parts, &after, whole);
         self.remember(&parts);
         self.count_time(&parts, started);
         self.take_ended(&mut ended);
@@ -182,7 +194,7 @@ impl Schedule {
     }
 
     /// Hands each text the logits it asks for: those after its last id, and those of its prompt if they are wanted.
-    fn look(&mut self, parts: &[Part], hidden: Tensor<2>, whole: bool) {
+    fn look(&mut self, parts: &[Part], after: &After, whole: bool) {
         // (text, row of `hidden`, position), the rows of a text side by side.
         let mut looks: Vec<(usize, usize, usize)> = Vec::new();
         let mut rows = 0;
@@ -203,7 +215,7 @@ impl Schedule {
         }
         for looks in looks.chunks(LOGIT_ROWS.max(parts.len())) {
             let wanted: Vec<usize> = looks.iter().map(|&(_, row, _)| row).collect();
-            let logits = host_logits(&self.decoder, hidden.clone(), rows, &wanted);
+            let logits = after.logits(&self.decoder, rows, &wanted);
             let vocab_size = logits.len() / looks.len();
             let mut of_text = vec![0..0; self.texts.len()];
             for (number, &(text, ..)) in looks.iter().enumerate() {
@@ -433,19 +445,36 @@ impl Schedule {
     }
 }
 
-/// The logits of some rows of `hidden`, on the host, row after row.
-fn host_logits(decoder: &Decoder, hidden: Tensor<2>, rows: usize, wanted: &[usize]) -> Vec<f32> {
-    let hidden = if wanted.len() == rows {
-        hidden
-    } else {
-        let indices: Vec<i64> = wanted.iter().map(|&row| row as i64).collect();
-        let count = indices.len();
-        let indices = TensorData::new(indices, [count]);
-        let device = hidden.device();
-        hidden.select(0, Tensor::<1, Int>::from_data(indices, &device))
-    };
-    decoder
-        .logits(hidden)
-        .try_into_vec_as::<f32>()
-        .expect("logits are floats")
+/// What came out of a pass, a row for each token that was asked for.
+#[allow(clippy::large_enum_variant)] // there is one at a time
+enum After {
+    Hidden(Tensor<2>),
+    /// On the host, row after row.
+    Logits(Vec<f32>),
+}
+
+impl After {
+    /// The logits of the `wanted` ones of all `rows`, row after row.
+    fn logits(&self, decoder: &Decoder, rows: usize, wanted: &[usize]) -> Cow<'_, [f32]> {
+        let hidden = match self {
+            After::Hidden(hidden) => hidden.clone(),
+            After::Logits(logits) if wanted.len() == rows => return logits.into(),
+            After::Logits(logits) => {
+                let vocab_size = logits.len() / rows;
+                let row = |&row: &usize| &logits[row * vocab_size..][..vocab_size];
+                return wanted.iter().flat_map(row).copied().collect();
+            }
+        };
+        let hidden = if wanted.len() == rows {
+            hidden
+        } else {
+            let indices: Vec<i64> = wanted.iter().map(|&row| row as i64).collect();
+            let count = indices.len();
+            let indices = TensorData::new(indices, [count]);
+            let device = hidden.device();
+            hidden.select(0, Tensor::<1, Int>::from_data(indices, &device))
+        };
+        let logits = decoder.logits(hidden).try_into_vec_as::<f32>();
+        logits.expect("logits are floats").into()
+    }
 }

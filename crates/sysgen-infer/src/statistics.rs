@@ -5,6 +5,8 @@
 pub struct Statistics {
     /// Passes through the model.
     pub steps: usize,
+    /// Those of them that a device was given as one (a CUDA graph).
+    pub replayed_steps: usize,
     /// Tokens of prompts (and forced ids) that were computed.
     pub prefill_tokens: usize,
     /// Tokens of prompts that were taken from the cache instead.

@@ -286,8 +286,12 @@ impl Decoder {
     }
 
     /// Rows of the embedding table, `[batch, time, dim]`.
-    pub(crate) fn embed(&self, ids: &[u32], [batch, time]: [usize; 2]) -> Tensor<3> {
-        let rows = self.weights.embedding.rows(ids);
+    pub(crate) fn embed(&self, ids: &[u32], size: [usize; 2]) -> Tensor<3> {
+        self.embedded(self.weights.embedding.rows(ids), size)
+    }
+
+    /// Rows of the embedding table as the first layer takes them.
+    pub(crate) fn embedded(&self, rows: Tensor<2>, [batch, time]: [usize; 2]) -> Tensor<3> {
         let x = rows.reshape([batch, time, self.config.hidden_size]);
         match self.config.embedding_scale {
             Some(scale) => x.mul_scalar(scale),
@@ -302,22 +306,23 @@ impl Decoder {
         text_lengths: &[usize],
         [batch, time]: [usize; 2],
     ) -> Rotation {
-        let rope = &self.config.rope;
-        let half = rope.rotary_dim / 2;
-        let (mut cos, mut sin) = (
-            Vec::with_capacity(positions.len() * half),
-            Vec::with_capacity(positions.len() * half),
-        );
-        for (position, length) in positions.iter().zip(text_lengths) {
-            rope.push(*position, rope.frequencies_for(*length), &mut cos, &mut sin);
-        }
+        let half = self.config.rope.rotary_dim / 2;
         let device = self.device();
         let tensor =
             |values| Tensor::from_data(TensorData::new(values, [batch, time, half]), &device);
-        Rotation {
-            cos: tensor(cos),
-            sin: tensor(sin),
+        let [cos, sin] = self.angles(positions, text_lengths).map(tensor);
+        Rotation { cos, sin }
+    }
+
+    /// The numbers of [`Decoder::rotation`].
+    pub(crate) fn angles(&self, positions: &[u32], text_lengths: &[usize]) -> [Vec<f32>; 2] {
+        let rope = &self.config.rope;
+        let count = positions.len() * rope.rotary_dim / 2;
+        let (mut cos, mut sin) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for (position, length) in positions.iter().zip(text_lengths) {
+            rope.push(*position, rope.frequencies_for(*length), &mut cos, &mut sin);
         }
+        [cos, sin]
     }
 
     pub(crate) fn attention_shape(&self, window: Option<usize>) -> AttentionShape {

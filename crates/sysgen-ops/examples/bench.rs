@@ -189,16 +189,18 @@ fn main() {
     };
     let mut cache = PagedCache::new(paged, &device, DType::F32);
     let rows = |count| tensor::<3>([count, heads, size], &device);
-    cache.write(rows(length), rows(length), &[run(0)]);
+    let (all, last) = ([run(0)], [run(length - 1); 32]);
+    let (all, last) = (cache.step(&all), cache.step(&last));
+    cache.write(rows(length), rows(length), &all);
     let queries = rows(32);
-    let decode = || cache.attend(queries.clone(), &[run(length - 1); 32], shape);
+    let decode = || cache.attend(queries.clone(), &last, shape);
     report(
         "paged attention 32 runs of 256",
         time(decode),
         4.0 * (32 * length * dim) as f64,
     );
     let queries = rows(length);
-    let prefill = || cache.attend(queries.clone(), &[run(0)], shape);
+    let prefill = || cache.attend(queries.clone(), &all, shape);
     report(
         "paged attention prefill of 256",
         time(prefill),

@@ -99,6 +99,14 @@ pub(crate) fn plain<const D: usize>(primitive: CubeTensor) -> Tensor<D> {
     })
 }
 
+/// Wraps a primitive of integers.
+pub(crate) fn int_plain<const D: usize>(primitive: CubeTensor) -> Tensor<D, Int> {
+    Tensor::from_dispatch(DispatchTensor {
+        kind: DispatchTensorKind::Cube(BackendTensor::Int(primitive)),
+        autodiff: DispatchAutodiffContext::Disabled,
+    })
+}
+
 /// Runs `op`, recording its gradient when an input takes part in a graph.
 pub(crate) fn apply<const N: usize, const D: usize>(
     op: impl Kernels,

@@ -9,6 +9,7 @@ mod attention;
 mod awake;
 mod backward;
 mod cross_entropy;
+mod decoding;
 #[cfg(feature = "cube")]
 mod device;
 mod distill;
@@ -42,11 +43,13 @@ pub use adamw::{
     squared_norm,
 };
 pub use attention::{
-    AttentionShape, BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape, Segments, attention,
+    AttentionShape, BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape, PagedStep, Segments,
+    attention,
 };
 pub use awake::awake;
 pub use backward::backward;
 pub use cross_entropy::linear_cross_entropy;
+pub use decoding::{Graph, StepInputs, StepNumbers};
 pub use distill::{Distillation, Divergence, Teacher, TopK, linear_distillation};
 pub use dropout::{Dropout, dropout};
 pub use gated::{geglu_tanh, swiglu};

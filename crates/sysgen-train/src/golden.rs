@@ -49,6 +49,9 @@ const BF16: Tolerance = Tolerance {
     grad_norm: 5e-2,
 };
 
+/// Tokens of a text that is written with graphs and without.
+const GRAPH_TOKENS: usize = 24;
+
 /// Single rows, padded rows, and both in one packed row.
 const BATCHES: [&str; 5] = ["a", "b", "batch_right", "batch_left", "packed"];
 
@@ -105,6 +108,10 @@ pub(crate) fn model(folder: &Path, device: &Device, dtype: WeightDtype) -> Resul
         let texts = reference.greedy(&decoder)?;
         figures.push(figure("greedy texts that differ".into(), texts, 0.0));
     }
+    if *device != Device::flex() {
+        let texts = graphs(&decoder, reference.texts("prompts")?);
+        figures.push(figure("texts that CUDA graphs change".into(), texts, 0.0));
+    }
 
     let expected = reference.number("/batch_right/grad_norm")?;
     let settings = AdamW {
@@ -139,6 +146,32 @@ fn largest_difference(ours: &[f32], reference: &[f32]) -> f64 {
         .zip(reference)
         .map(|(a, b)| f64::from((a - b).abs()));
     differences.fold(0.0, |most, one| if one <= most { most } else { one })
+}
+
+/// How many greedy continuations are others with CUDA graphs than without; NaN where no step became a graph.
+fn graphs(decoder: &Decoder, prompts: Vec<Vec<u32>>) -> f64 {
+    let write = |enforce_eager| {
+        let requests = prompts
+            .iter()
+            .map(|prompt| Request::new(prompt.clone(), Sampling::greedy(GRAPH_TOKENS), Vec::new()));
+        let options = Options {
+            enforce_eager,
+            ..Options::default()
+        };
+        let mut texts = vec![None; prompts.len()];
+        let statistics =
+            Engine::new(decoder, options).generate(requests.collect(), &mut |row, answer| {
+                texts[row] = answer.ok().map(|answer| answer.into_first().ids);
+                ControlFlow::Continue(())
+            });
+        (texts, statistics.replayed_steps)
+    };
+    let ((launched, _), (replayed, steps)) = (write(true), write(false));
+    if steps == 0 {
+        return f64::NAN;
+    }
+    let texts = launched.iter().zip(&replayed);
+    texts.filter(|(a, b)| a.is_none() || a != b).count() as f64
 }
 
 struct Reference {
@@ -244,19 +277,21 @@ impl Reference {
         })
     }
 
+    /// `prompts` or `continuations`.
+    fn texts(&self, name: &str) -> Result<Vec<Vec<u32>>> {
+        let texts = self.json.pointer(&format!("/greedy/{name}")).cloned();
+        let missing = || {
+            format!(
+                "{}: no greedy {name} in reference.json",
+                self.folder.display()
+            )
+        };
+        Ok(serde_json::from_value(texts.with_context(missing)?)?)
+    }
+
     /// How many greedy continuations are not the reference's.
     fn greedy(&self, decoder: &Decoder) -> Result<f64> {
-        let texts = |name: &str| -> Result<Vec<Vec<u32>>> {
-            let texts = self.json.pointer(&format!("/greedy/{name}")).cloned();
-            let missing = || {
-                format!(
-                    "{}: no greedy {name} in reference.json",
-                    self.folder.display()
-                )
-            };
-            Ok(serde_json::from_value(texts.with_context(missing)?)?)
-        };
-        let (prompts, expected) = (texts("prompts")?, texts("continuations")?);
+        let (prompts, expected) = (self.texts("prompts")?, self.texts("continuations")?);
         let requests = prompts
             .into_iter()
             .zip(&expected)

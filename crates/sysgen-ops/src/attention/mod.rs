@@ -9,7 +9,7 @@ mod cpu;
 mod cuda;
 #[cfg(feature = "cube")]
 mod flash;
-mod paged;
+pub(crate) mod paged;
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use burn::tensor::{Bool, Tensor, TensorData, activation};
 use crate::device;
 use crate::fused;
 
-pub use paged::{BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape};
+pub use paged::{BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape, PagedStep};
 
 /// How scores are made and which keys are in reach.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -103,21 +103,26 @@ impl LinearWeight {
         match self {
             LinearWeight::Packed(weight) => weight.rows(rows),
             other => {
-                let weight = other.clone().into_tensor();
                 let ids: Vec<i32> = rows
                     .iter()
                     .map(|&row| i32::try_from(row).expect("a weight has fewer rows"))
                     .collect();
                 let ids = TensorData::new(ids, [rows.len()]);
-                let ids = Tensor::<1, Int>::from_data(ids, &weight.device());
-                let dtype = if fused::keeps(&weight) {
-                    DType::F32
-                } else {
-                    weight.dtype()
-                };
-                weight.select(0, ids).cast(dtype)
+                let ids = Tensor::<1, Int>::from_data(ids, &other.device());
+                self.rows_of(ids)
             }
         }
+    }
+
+    /// [`LinearWeight::rows`] whose numbers are on the weight's device already.
+    pub fn rows_of(&self, rows: Tensor<1, Int>) -> Tensor<2> {
+        let weight = self.clone().into_tensor();
+        let dtype = if fused::keeps(&weight) {
+            DType::F32
+        } else {
+            weight.dtype()
+        };
+        weight.select(0, rows).cast(dtype)
     }
 
     /// Where it lies.

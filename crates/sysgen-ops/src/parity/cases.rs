@@ -270,8 +270,17 @@ pub(super) fn paged_attention(bench: &mut Bench) {
                     let seed = 3 * step as u64;
                     let rows =
                         |seed, heads| bench.tensor(seed, [tokens, heads, size], &device, dtype);
-                    cache.write(rows(seed + 1, kv_heads), rows(seed + 2, kv_heads), &runs);
-                    out.extend(numbers(cache.attend(rows(seed + 3, heads), &runs, shape)));
+                    let positions = cache.step(&runs);
+                    cache.write(
+                        rows(seed + 1, kv_heads),
+                        rows(seed + 2, kv_heads),
+                        &positions,
+                    );
+                    out.extend(numbers(cache.attend(
+                        rows(seed + 3, heads),
+                        &positions,
+                        shape,
+                    )));
                 }
                 out
             };

@@ -114,8 +114,10 @@ fn paged_attention_is_attention_over_the_blocks() {
                         start,
                         blocks,
                     };
-                    cache.write(part(&k), part(&v), &[run]);
-                    out.extend(numbers(cache.attend(part(&q), &[run], shape)));
+                    let runs = [run];
+                    let step = cache.step(&runs);
+                    cache.write(part(&k), part(&v), &step);
+                    out.extend(numbers(cache.attend(part(&q), &step, shape)));
                     start += tokens;
                 }
                 out
@@ -155,9 +157,12 @@ fn texts_that_share_blocks_attend_as_if_each_had_its_own() {
         };
         let prefixes = if shared { 1 } else { 2 };
         for text in 0..prefixes {
-            cache.write(rows(1, 16), rows(2, 16), &[run(text, 0, 16)]);
+            let runs = [run(text, 0, 16)];
+            let step = cache.step(&runs);
+            cache.write(rows(1, 16), rows(2, 16), &step);
         }
         let ends = [run(0, 16, 3), run(1, 16, 5)];
+        let ends = cache.step(&ends);
         cache.write(rows(3, 8), rows(4, 8), &ends);
         numbers(cache.attend(rows(5, 8), &ends, shape))
     };

@@ -1,8 +1,6 @@
 //! Paged attention on a device: a cube serves one position and the query heads that share a kv head.
 //! Its planes take keys in turn, each with a running softmax of its own, and are merged at the end.
 
-use std::ops::Range;
-
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -12,6 +10,11 @@ use crate::launch::{
     addresses, buffer, contiguous, element, elementwise, empty_like, grid, upload, vector_size,
 };
 
+/// Numbers of a position in [`Positions::numbers`].
+pub(crate) const NUMBERS: usize = 3;
+/// The window of a position that sees all before it.
+const NO_WINDOW: usize = i32::MAX as usize;
+
 /// Planes of a cube, at most.
 const PLANES: usize = 8;
 /// Bytes of a cube's shared memory that the planes' sums may fill; every device has as much.
@@ -19,12 +22,57 @@ const SHARED_BYTES: usize = 16 << 10;
 /// Below every score; WGSL has no infinity.
 const LOWEST: f64 = -3e38;
 
-/// Writes the new positions of `runs`; the cache's own memory is changed.
+/// What the kernels of all layers know of the new positions.
+#[derive(Clone, Debug)]
+pub(crate) struct Positions {
+    /// `[positions, NUMBERS]`: the place of the first head in the cache; how many keys of its text a position sees if no
+    /// window ends them; where its text's blocks begin in `blocks`.
+    pub(crate) numbers: CubeTensor,
+    /// The blocks of the texts, one after the other.
+    pub(crate) blocks: CubeTensor,
+}
+
+impl Positions {
+    /// Those of `runs`, on the device of `other`.
+    pub(super) fn uploaded(other: &CubeTensor, shape: PagedShape, runs: &[PagedRun]) -> Positions {
+        let (mut numbers, mut blocks) = (Vec::new(), Vec::new());
+        push_positions(shape, runs, &mut numbers, &mut blocks);
+        Positions {
+            numbers: upload(other, &numbers),
+            blocks: upload(other, &blocks),
+        }
+    }
+}
+
+/// Appends what [`Positions`] holds of `runs`.
+pub(crate) fn push_positions(
+    shape: PagedShape,
+    runs: &[PagedRun],
+    numbers: &mut Vec<u32>,
+    blocks: &mut Vec<u32>,
+) {
+    let PagedShape {
+        block_size,
+        kv_heads,
+        ..
+    } = shape;
+    for run in runs {
+        let end = run.start + run.tokens;
+        for position in run.start..end {
+            let block = run.blocks[position / block_size] as usize;
+            let place = block * kv_heads * block_size + position % block_size;
+            numbers.extend([place, position + 1, blocks.len()].map(|number| number as u32));
+        }
+        blocks.extend(&run.blocks[..end.div_ceil(block_size)]);
+    }
+}
+
+/// Writes new positions; the cache's own memory is changed.
 pub(super) fn write(
     shape: PagedShape,
     held: [&CubeTensor; 2],
     new: [CubeTensor; 2],
-    runs: &[PagedRun],
+    positions: &Positions,
 ) {
     let PagedShape {
         block_size,
@@ -32,40 +80,31 @@ pub(super) fn write(
         head_size,
         ..
     } = shape;
-    // Of each new position, the place of its first head: its block's, and its own in it.
-    let place = |(run, position): (&PagedRun, usize)| {
-        let block = run.blocks[position / block_size] as usize;
-        (block * kv_heads * block_size + position % block_size) as u32
-    };
-    let positions = |run| positions_of(run).map(move |position| (run, position));
-    let places: Vec<u32> = runs.iter().flat_map(positions).map(place).collect();
-    if places.is_empty() {
-        return;
-    }
-    let places = upload(&new[0], &places);
     for (held, new) in held.into_iter().zip(new) {
         let new = contiguous(new);
         let tensors = [held, &new];
         let vector = vector_size(&tensors, &[head_size]);
         let total = new.meta.num_elements() / vector;
         let (count, units) = elementwise(&new.client, total);
-        // SAFETY: units past the last vector return; `places` were checked against the cache.
-        unsafe {
-            place_rows::launch_unchecked(
-                &new.client,
-                count,
-                units,
-                addresses(&tensors),
-                vector,
-                buffer(&new),
-                buffer(&places),
-                buffer(held),
-                total,
-                kv_heads,
-                block_size,
-                head_size / vector,
-                element(&new),
-            );
+        if total > 0 {
+            // SAFETY: units past the last vector return; the places were checked against the cache.
+            unsafe {
+                place_rows::launch_unchecked(
+                    &new.client,
+                    count,
+                    units,
+                    addresses(&tensors),
+                    vector,
+                    buffer(&new),
+                    buffer(&positions.numbers),
+                    buffer(held),
+                    total,
+                    kv_heads,
+                    block_size,
+                    head_size / vector,
+                    element(&new),
+                );
+            }
         }
     }
 }
@@ -73,7 +112,7 @@ pub(super) fn write(
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn place_rows<F: Float, N: Size>(
     new: &[Vector<F, N>],
-    places: &[u32],
+    positions: &[u32],
     held: &mut [Vector<F, N>],
     total: usize,
     kv_heads: usize,
@@ -85,19 +124,15 @@ fn place_rows<F: Float, N: Size>(
         terminate!();
     }
     let (head, i) = (ABSOLUTE_POS / width, ABSOLUTE_POS % width);
-    let place = places[head / kv_heads] as usize + head % kv_heads * block_size;
+    let place = positions[NUMBERS * (head / kv_heads)] as usize + head % kv_heads * block_size;
     held[place * width + i] = new[ABSOLUTE_POS];
-}
-
-fn positions_of(run: &PagedRun) -> Range<usize> {
-    run.start..run.start + run.tokens
 }
 
 pub(super) fn attend(
     paged: PagedShape,
     q: CubeTensor,
     [keys, values]: [&CubeTensor; 2],
-    runs: &[PagedRun],
+    positions: &Positions,
     shape: AttentionShape,
 ) -> CubeTensor {
     let PagedShape {
@@ -107,17 +142,6 @@ pub(super) fn attend(
         ..
     } = paged;
     let q = contiguous(q);
-    // Of each new position: the first and the last key it sees, and where its text's blocks are listed.
-    let (mut rows, mut blocks) = (Vec::new(), Vec::new());
-    for run in runs {
-        for position in positions_of(run) {
-            let end = position + 1;
-            let first = shape.window.map_or(0, |window| end.saturating_sub(window));
-            rows.extend([first, end, blocks.len()].map(|number| number as u32));
-        }
-        blocks.extend(run.blocks);
-    }
-    let (rows, blocks) = (upload(&q, &rows), upload(&q, &blocks));
     let [count, heads, _] = q.meta.shape().dims();
     let out = empty_like(&q);
     let group = heads / kv_heads;
@@ -140,12 +164,13 @@ pub(super) fn attend(
             buffer(&q),
             buffer(keys),
             buffer(values),
-            buffer(&rows),
-            buffer(&blocks),
+            buffer(&positions.numbers),
+            buffer(&positions.blocks),
             buffer(&out),
             count * kv_heads,
             kv_heads,
             block_size,
+            shape.window.unwrap_or(NO_WINDOW).min(NO_WINDOW),
             shape.scale,
             shape.softcap.unwrap_or(1.0),
             Layout {
@@ -178,12 +203,13 @@ fn look<F: Float, N: Size>(
     q: &[Vector<F, N>],
     keys: &[Vector<F, N>],
     values: &[Vector<F, N>],
-    rows: &[u32],
+    positions: &[u32],
     blocks: &[u32],
     out: &mut [Vector<F, N>],
     total: usize,
     kv_heads: usize,
     block_size: usize,
+    window: usize,
     scale: f32,
     cap: f32,
     #[comptime] layout: Layout,
@@ -225,9 +251,12 @@ fn look<F: Float, N: Size>(
         }
     }
 
-    let end = rows[3 * row + 1] as usize;
-    let listed = rows[3 * row + 2] as usize;
-    let mut j = rows[3 * row] as usize + PLANE_POS as usize;
+    let end = positions[NUMBERS * row + 1] as usize;
+    let listed = positions[NUMBERS * row + 2] as usize;
+    let mut j = PLANE_POS as usize;
+    if end > window {
+        j += end - window;
+    }
     while j < end {
         let block = blocks[listed + j / block_size] as usize;
         let start = ((block * kv_heads + kv_head) * block_size + j % block_size) * width;

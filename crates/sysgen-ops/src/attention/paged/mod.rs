@@ -6,7 +6,7 @@
 
 mod cpu;
 #[cfg(feature = "cube")]
-mod cuda;
+pub(crate) mod cuda;
 
 use burn::tensor::{DType, Device, Tensor};
 #[cfg(feature = "cube")]
@@ -21,6 +21,9 @@ use crate::launch::empty;
 
 /// Block sizes are multiples of this: the CPU looks at so many keys at once.
 pub const BLOCK_MULTIPLE: usize = 16;
+
+#[cfg(feature = "cube")]
+const OTHER_DEVICE: &str = "a step is made by a cache of the same device";
 
 /// New positions of one text.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +56,32 @@ impl PagedShape {
     }
 }
 
+/// The new positions of a pass, as the caches of all layers take them.
+#[derive(Clone, Debug)]
+pub struct PagedStep<'a> {
+    /// How many.
+    tokens: usize,
+    positions: Positions<'a>,
+}
+
+#[derive(Clone, Debug)]
+enum Positions<'a> {
+    Host(&'a [PagedRun<'a>]),
+    #[cfg(feature = "cube")]
+    Device(cuda::Positions),
+}
+
+impl PagedStep<'_> {
+    /// Positions that a device already knows, checked by whoever told it.
+    #[cfg(feature = "cube")]
+    pub(crate) fn on_device(tokens: usize, positions: cuda::Positions) -> PagedStep<'static> {
+        PagedStep {
+            tokens,
+            positions: Positions::Device(positions),
+        }
+    }
+}
+
 /// Keys and values of one layer.
 #[derive(Debug)]
 pub struct PagedCache {
@@ -65,7 +94,8 @@ enum Held {
     /// Keys `[blocks, kv_heads, head_size, block_size]`, so that one number of many keys is one load, and values
     /// `[blocks, kv_heads, block_size, head_size]`. Memory that was never written takes no room.
     Host { keys: Vec<f32>, values: Vec<f32> },
-    /// The numbers of `[blocks, kv_heads, block_size, head_size]`, one after the other.
+    /// The numbers of `[blocks + 1, kv_heads, block_size, head_size]`, one after the other. No text has the last block: what a
+    /// pass of a fixed size computes for places that no text takes is written there.
     #[cfg(feature = "cube")]
     Device {
         keys: CubeTensor,
@@ -88,7 +118,11 @@ impl PagedCache {
         #[cfg(feature = "cube")]
         if device::serves(&probe) {
             let probe = device::primitive(probe);
-            let [keys, values] = [(); 2].map(|()| empty(&probe, [shape.numbers()], dtype));
+            let held = PagedShape {
+                blocks: shape.blocks + 1,
+                ..shape
+            };
+            let [keys, values] = [(); 2].map(|()| empty(&probe, [held.numbers()], dtype));
             return PagedCache {
                 shape,
                 held: Held::Device { keys, values },
@@ -110,43 +144,92 @@ impl PagedCache {
         self.shape
     }
 
+    /// `runs` for [`PagedCache::write`] and [`PagedCache::attend`] of this cache and of others of its sizes on its device.
+    ///
+    /// # Panics
+    /// A run is longer than its blocks, or a block is not in the cache.
+    pub fn step<'a>(&self, runs: &'a [PagedRun<'a>]) -> PagedStep<'a> {
+        self.assert_holds(runs, self.shape.blocks);
+        let positions = match &self.held {
+            Held::Host { .. } => Positions::Host(runs),
+            #[cfg(feature = "cube")]
+            Held::Device { keys, .. } => {
+                Positions::Device(cuda::Positions::uploaded(keys, self.shape, runs))
+            }
+        };
+        PagedStep {
+            tokens: runs.iter().map(|run| run.tokens).sum(),
+            positions,
+        }
+    }
+
+    /// The same memory of a device, or nothing on the CPU.
+    pub fn on_device(&self) -> Option<PagedCache> {
+        match &self.held {
+            Held::Host { .. } => None,
+            #[cfg(feature = "cube")]
+            Held::Device { keys, values } => Some(PagedCache {
+                shape: self.shape,
+                held: Held::Device {
+                    keys: keys.clone(),
+                    values: values.clone(),
+                },
+            }),
+        }
+    }
+
+    /// The keys of a device.
+    #[cfg(feature = "cube")]
+    pub(crate) fn device_keys(&self) -> Option<&CubeTensor> {
+        match &self.held {
+            Held::Host { .. } => None,
+            Held::Device { keys, .. } => Some(keys),
+        }
+    }
+
     /// Writes the keys and values of new positions; what their places held before is replaced.
     ///
     /// # Shapes
-    /// * `keys`, `values`: `[sum of the runs' tokens, kv heads, head size]`, run after run
-    pub fn write(&mut self, keys: Tensor<3>, values: Tensor<3>, runs: &[PagedRun]) {
+    /// * `keys`, `values`: `[positions of the step, kv heads, head size]`
+    pub fn write(&mut self, keys: Tensor<3>, values: Tensor<3>, step: &PagedStep) {
         let PagedShape {
             kv_heads,
             head_size,
             ..
         } = self.shape;
-        let tokens: usize = runs.iter().map(|run| run.tokens).sum();
         for tensor in [&keys, &values] {
             assert_eq!(
                 tensor.dims(),
-                [tokens, kv_heads, head_size],
-                "PagedCache::write: [tokens of all runs, kv heads, head size]"
+                [step.tokens, kv_heads, head_size],
+                "PagedCache::write: [positions of the step, kv heads, head size]"
             );
         }
-        self.assert_holds(runs);
-        match &mut self.held {
-            Held::Host {
-                keys: held_keys,
-                values: held_values,
-            } => {
+        match (&mut self.held, &step.positions) {
+            (
+                Held::Host {
+                    keys: held_keys,
+                    values: held_values,
+                },
+                Positions::Host(runs),
+            ) => {
                 let (keys, values) = (fused::values(keys), fused::values(values));
                 let new = [fused::slice(&keys), fused::slice(&values)];
                 cpu::write(self.shape, held_keys, held_values, new, runs);
             }
             #[cfg(feature = "cube")]
-            Held::Device {
-                keys: held_keys,
-                values: held_values,
-            } => {
+            (
+                Held::Device {
+                    keys: held_keys,
+                    values: held_values,
+                },
+                Positions::Device(positions),
+            ) => {
                 let held = [&*held_keys, &*held_values];
                 let new = [keys, values].map(device::primitive);
-                cuda::write(self.shape, held, new, runs);
+                cuda::write(self.shape, held, new, positions);
             }
+            #[cfg(feature = "cube")]
+            _ => unreachable!("{OTHER_DEVICE}"),
         }
     }
 
@@ -154,33 +237,31 @@ impl PagedCache {
     /// written. No gradient.
     ///
     /// # Shapes
-    /// * `q`: `[sum of the runs' tokens, query heads, head size]`, run after run; query head `h` uses kv head
+    /// * `q`: `[positions of the step, query heads, head size]`; query head `h` uses kv head
     ///   `h / (query heads / kv heads)`
     /// * output: as `q`
-    pub fn attend(&self, q: Tensor<3>, runs: &[PagedRun], shape: AttentionShape) -> Tensor<3> {
+    pub fn attend(&self, q: Tensor<3>, step: &PagedStep, shape: AttentionShape) -> Tensor<3> {
         let PagedShape {
             kv_heads,
             head_size,
             ..
         } = self.shape;
-        let tokens: usize = runs.iter().map(|run| run.tokens).sum();
         let [rows, heads, size] = q.dims();
         assert_eq!(
             [rows, size],
-            [tokens, head_size],
-            "PagedCache::attend: q [tokens of all runs, query heads, head size]"
+            [step.tokens, head_size],
+            "PagedCache::attend: q [positions of the step, query heads, head size]"
         );
         assert_eq!(
             heads % kv_heads,
             0,
             "PagedCache::attend: kv heads divide query heads"
         );
-        self.assert_holds(runs);
-        if tokens == 0 {
+        if rows == 0 {
             return q;
         }
-        match &self.held {
-            Held::Host { keys, values } => {
+        match (&self.held, &step.positions) {
+            (Held::Host { keys, values }, Positions::Host(runs)) => {
                 let q = fused::values(q);
                 let view = cpu::View {
                     shape: self.shape,
@@ -188,17 +269,21 @@ impl PagedCache {
                     values,
                 };
                 let out = cpu::attend(fused::slice(&q), heads, view, runs, shape);
-                fused::plain(out, [tokens, heads, size])
+                fused::plain(out, [rows, heads, size])
             }
             #[cfg(feature = "cube")]
-            Held::Device { keys, values } => {
+            (Held::Device { keys, values }, Positions::Device(positions)) => {
                 let q = device::primitive(q);
-                device::plain(cuda::attend(self.shape, q, [keys, values], runs, shape))
+                let held = [keys, values];
+                device::plain(cuda::attend(self.shape, q, held, positions, shape))
             }
+            #[cfg(feature = "cube")]
+            _ => unreachable!("{OTHER_DEVICE}"),
         }
     }
 
-    fn assert_holds(&self, runs: &[PagedRun]) {
+    /// Panics unless every run is inside its blocks and they are below `blocks`.
+    pub(crate) fn assert_holds(&self, runs: &[PagedRun], blocks: usize) {
         for run in runs {
             assert!(
                 run.start + run.tokens <= run.blocks.len() * self.shape.block_size,
@@ -208,7 +293,7 @@ impl PagedCache {
                 run.start + run.tokens
             );
             assert!(
-                run.blocks.iter().all(|&b| (b as usize) < self.shape.blocks),
+                run.blocks.iter().all(|&block| (block as usize) < blocks),
                 "PagedCache: a block is outside the cache of {}",
                 self.shape.blocks
             );

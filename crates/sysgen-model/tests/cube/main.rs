@@ -2,6 +2,8 @@
 //! device has no bf16, so that f16 takes the way that bf16 takes on a GPU.
 #![allow(clippy::unwrap_used)]
 
+mod decoding;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, DeviceKind, DeviceType, Tensor};
