@@ -8,7 +8,9 @@ use sysgen_ops::{
     AttentionShape, PagedCache, PagedRun, PagedShape, Segments, attention, reference,
 };
 
-use crate::{pass, same};
+use crate::agree;
+
+type Op = fn(Tensor<4>, Tensor<4>, Tensor<4>, &Arc<Segments>, AttentionShape) -> Tensor<4>;
 
 /// Two rows of segments: one with several (of one, two and many positions) and padding, one the whole row or all padding.
 fn segments(time: usize, second_row: u32) -> Segments {
@@ -42,25 +44,19 @@ fn attention_agrees() {
                     window,
                     softcap,
                 };
-                let run = |fused: bool| {
-                    let q: &[usize] = &[2, time, heads, size];
-                    let kv: &[usize] = &[2, time, kv_heads, size];
-                    pass(&[q, kv, kv], |x| {
-                        let q = x[0].clone().reshape([2, time, heads, size]);
-                        let k = x[1].clone().reshape([2, time, kv_heads, size]);
-                        let v = x[2].clone().reshape([2, time, kv_heads, size]);
-                        if fused {
-                            attention(q, k, v, &segments, shape)
-                        } else {
-                            reference::attention(q, k, v, &segments, shape)
-                        }
-                    })
-                };
-                same(
-                    &format!("attention time {time} window {window:?}"),
-                    run(true),
-                    run(false),
-                );
+                let q: &[usize] = &[2, time, heads, size];
+                let kv: &[usize] = &[2, time, kv_heads, size];
+                let name = format!("attention time {time} window {window:?}");
+                let ops: [Op; 2] = [attention, |q, k, v, segments, shape| {
+                    reference::attention(q, k, v, segments, shape)
+                }];
+                agree(&name, &[q, kv, kv], ops, |op, x| {
+                    let rows = |index: usize, heads: usize| {
+                        x[index].clone().reshape([2, time, heads, size])
+                    };
+                    let (q, k, v) = (rows(0, heads), rows(1, kv_heads), rows(2, kv_heads));
+                    op(q, k, v, &segments, shape)
+                });
             }
         }
     }
