@@ -16,7 +16,6 @@ pub(crate) enum Work {
 pub(crate) enum Ended {
     Completion {
         number: usize,
-        of: usize,
         completion: Completion,
         prompt: Vec<TokenLogProbability>,
     },
@@ -47,11 +46,10 @@ impl Work {
     pub(crate) fn finish(self) -> Ended {
         match self {
             Work::Generate(generation) => {
-                let (number, of) = (generation.number, generation.of());
+                let number = generation.number;
                 let (completion, prompt) = generation.finish();
                 Ended::Completion {
                     number,
-                    of,
                     completion,
                     prompt,
                 }
