@@ -16,4 +16,6 @@ pub struct Record {
     pub line: usize,
     /// The turns, in order.
     pub messages: Vec<Message>,
+    /// For each assistant message, in order: is it to be learnt? False is an answer that is only context.
+    pub learnt_answers: Vec<bool>,
 }

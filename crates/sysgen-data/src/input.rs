@@ -9,6 +9,7 @@ mod decontaminate;
 mod deduplicate;
 mod format;
 mod hub;
+mod learnt;
 mod table;
 mod turns;
 mod words;
@@ -60,11 +61,12 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
             let read = entry.value.and_then(|value| {
                 let (messages, format) = columns::messages_of(&value, &data.columns)?;
                 let layout = turns::layout(&messages)?;
+                let learnt = learnt::answers(&value, &data.columns, &messages);
                 let own_id = columns::own_id(&value, &data.columns).or(entry.key);
-                Ok((own_id, messages, format, layout))
+                Ok((own_id, (messages, learnt), format, layout))
             });
             match read {
-                Ok((own_id, messages, format, layout)) => {
+                Ok((own_id, (messages, learnt_answers), format, layout)) => {
                     counts.last_question_unanswered += usize::from(layout.last_question_unanswered);
                     *file.formats.entry(format.to_string()).or_default() += 1;
                     let full_place = || format!("{}:{}", path.display(), entry.line);
@@ -74,6 +76,7 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
                         source: file.file.clone(),
                         line: entry.line,
                         messages,
+                        learnt_answers,
                     });
                 }
                 Err(reason) if data.strict => bail!(
@@ -96,6 +99,17 @@ pub fn read_records(data: &DataSection) -> Result<(Vec<Record>, ReadCounts)> {
         counts.files.push(file);
     }
     Ok((records, counts))
+}
+
+/// Takes out of `records` what benchmarks know and what repeats an earlier row, as `[data]` asks for it, and counts it.
+///
+/// # Errors
+/// A file of `data.decontaminate` that cannot be read or has no prompts.
+pub fn sift(records: &mut Vec<Record>, data: &DataSection, counts: &mut ReadCounts) -> Result<()> {
+    // In source order, so that neither the seed nor the limit decides which of two rows stays.
+    decontaminate::decontaminate(records, data, counts)?;
+    deduplicate::deduplicate(records, data, counts);
+    Ok(())
 }
 
 /// The rows for the phases: read, freed of what benchmarks know and of duplicates, shuffled by `seed` if
@@ -145,9 +159,7 @@ pub fn read(data: &DataSection, seed: u64) -> Result<Input> {
             );
         }
     }
-    // In source order, so that neither the seed nor the limit decides which of two rows stays.
-    decontaminate::decontaminate(&mut records, data, &mut counts)?;
-    deduplicate::deduplicate(&mut records, data, &mut counts);
+    sift(&mut records, data, &mut counts)?;
     if records.is_empty() {
         bail!(
             "data.decontaminate leaves no row of {}: all share text with the benchmarks",

@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use sysgen_chat::{Chat, ChatOptions};
 use sysgen_core::config::{DataSection, GenerateSection, ModelInit, RunConfig, Variant};
@@ -15,7 +15,7 @@ use sysgen_core::note_start;
 use sysgen_infer::{
     ChoiceRequest, ChoiceStep, Engine, Finish, Options, Refused, Request, TokenLogProbability,
 };
-use sysgen_model::{Decoder, Device, KvCache, ModelConfig, WeightDtype};
+use sysgen_model::{Decoder, Device, ModelConfig, WeightDtype};
 
 use crate::generator::{
     Generator, Judged, Judgement, LabelStep, OnDone, Outcome, Prompt, Reply, Scores, Teacher,
@@ -136,16 +136,7 @@ impl Local {
             kv_cache_bytes: generate.kv_cache_bytes,
             ..Options::default()
         };
-        let bytes_per_token = KvCache::bytes_per_position(&decoder);
         let engine = Engine::new(&decoder.pack(), options).until(interrupt::requested);
-        // The longest row would be refused in the middle of the run, and again at every restart.
-        let (longest, room) = (engine.options().max_length, engine.cache_tokens());
-        ensure!(
-            room >= longest,
-            "a text may have {longest} tokens (generate.max_length), for which the KV cache needs {:.2} GiB, and only {room} fit: raise \
-             generate.kv_cache_bytes (0: from the memory that is free), or lower generate.max_length",
-            (longest * bytes_per_token) as f64 / f64::from(1 << 30)
-        );
         Ok(Local { chat, engine })
     }
 }

@@ -71,7 +71,7 @@ pub struct Engine {
     schedule: Schedule,
     options: Options,
     next: u64,
-    /// What there is of every request whose outcome is not known yet.
+    /// Requests with several completions in the making.
     gathering: HashMap<RequestId, Gathering>,
     stop: fn() -> bool,
     /// Whether a step runs on the thread pool: on the CPU, where its parallel loops then start at once. A GPU's work is
@@ -82,15 +82,6 @@ pub struct Engine {
 struct Gathering {
     completions: Vec<Option<Completion>>,
     prompt: Vec<TokenLogProbability>,
-}
-
-impl Gathering {
-    fn of(completions: usize) -> Gathering {
-        Gathering {
-            completions: vec![None; completions],
-            prompt: Vec::new(),
-        }
-    }
 }
 
 impl Engine {
@@ -157,11 +148,18 @@ impl Engine {
     pub fn submit(&mut self, request: Request) -> RequestId {
         let id = self.new_id();
         let request = Arc::new(request);
-        self.gathering.insert(id, Gathering::of(request.n));
-        // One of no completions is refused like any other.
-        for number in 0..request.n.max(1) {
-            let generation = Generation::new(request.clone(), number);
-            self.schedule.push(id, Work::Generate(Box::new(generation)));
+        // Whether it can be answered is the same for all of its completions.
+        let first = Work::Generate(Box::new(Generation::new(request.clone(), 0)));
+        if self.schedule.push(id, first) && request.n > 1 {
+            let gathering = Gathering {
+                completions: vec![None; request.n],
+                prompt: Vec::new(),
+            };
+            self.gathering.insert(id, gathering);
+            for number in 1..request.n {
+                let generation = Generation::new(request.clone(), number);
+                self.schedule.push(id, Work::Generate(Box::new(generation)));
+            }
         }
         id
     }
@@ -169,7 +167,6 @@ impl Engine {
     /// Adds a request whose labels are compared.
     pub fn submit_choice(&mut self, request: ChoiceRequest) -> RequestId {
         let id = self.new_id();
-        self.gathering.insert(id, Gathering::of(1));
         self.schedule.push(id, Work::Choose(Choosing::new(request)));
         id
     }
@@ -191,65 +188,61 @@ impl Engine {
             true => awake(|| self.schedule.step()),
             false => self.schedule.step(),
         };
-        let gathered = ended
-            .into_iter()
-            .filter_map(|(id, ended)| Some((id, self.gather(id, ended)?)));
-        gathered.collect()
-    }
-
-    /// The outcome of a request, if this was the last that was missing of it. It comes out once, when what is gathered of the
-    /// request is taken away.
-    fn gather(
-        &mut self,
-        id: RequestId,
-        ended: Result<Ended, Refused>,
-    ) -> Option<Result<Outcome, Refused>> {
-        let gathering = self.gathering.get_mut(&id)?;
-        match ended {
-            Ok(Ended::Choices(choices)) => {
-                self.gathering.remove(&id);
-                Some(Ok(Outcome::Choices(choices)))
-            }
-            Ok(Ended::Completion {
+        let gathered = ended.into_iter().filter_map(|(id, ended)| {
+            let Ended::Completion {
                 number,
+                of,
                 completion,
                 prompt,
-            }) => {
-                gathering.completions[number] = Some(completion);
-                if number == 0 {
-                    gathering.prompt = prompt;
-                }
-                if gathering.completions.iter().any(Option::is_none) {
-                    return None;
-                }
-                let gathered = self.gathering.remove(&id)?;
-                Some(Ok(Outcome::Answer(Answer {
-                    completions: gathered.completions.into_iter().flatten().collect(),
-                    prompt_log_probabilities: gathered.prompt,
-                })))
-            }
-            Err(refused) => {
-                let gathered = self.gathering.remove(&id)?;
-                // Its other completions are not worth going on with.
-                if gathered.completions.len() > 1 {
+            } = (match ended {
+                Ok(Ended::Choices(choices)) => return Some((id, Ok(Outcome::Choices(choices)))),
+                Ok(completion) => completion,
+                Err(refused) => {
+                    // The other completions of the request are not worth going on with.
+                    self.gathering.remove(&id);
                     self.schedule.drop_request(id);
+                    return Some((id, Err(refused)));
                 }
-                Some(Err(refused))
+            })
+            else {
+                unreachable!("choices were handled")
+            };
+            if of == 1 {
+                let answer = Answer {
+                    completions: vec![completion],
+                    prompt_log_probabilities: prompt,
+                };
+                return Some((id, Ok(Outcome::Answer(answer))));
             }
-        }
+            // Absent when another completion was refused in this very step.
+            let gathering = self.gathering.get_mut(&id)?;
+            gathering.completions[number] = Some(completion);
+            if number == 0 {
+                gathering.prompt = prompt;
+            }
+            if gathering.completions.iter().any(Option::is_none) {
+                return None;
+            }
+            let Gathering {
+                completions,
+                prompt,
+            } = self.gathering.remove(&id)?;
+            let answer = Answer {
+                completions: completions.into_iter().flatten().collect(),
+                prompt_log_probabilities: prompt,
+            };
+            Some((id, Ok(Outcome::Answer(answer))))
+        });
+        gathered.collect()
     }
 
     /// Writes completions for every request. `on_done` gets each request's index and result the moment it is known, in
     /// no promised order; `Break` ends the call, and requests in flight are dropped.
-    ///
-    /// # Panics
-    /// Requests that were submitted before are not answered yet.
     pub fn generate(
         &mut self,
         requests: Vec<Request>,
         on_done: &mut dyn FnMut(usize, Result<Answer, Refused>) -> ControlFlow<()>,
     ) -> Statistics {
-        assert!(self.is_idle(), "requests are waiting for `step`");
         let first = self.next;
         for request in requests {
             self.submit(request);
@@ -266,15 +259,11 @@ impl Engine {
     }
 
     /// Chooses labels for every request; `on_done` as in [`Engine::generate`], with one choice per step.
-    ///
-    /// # Panics
-    /// As [`Engine::generate`].
     pub fn choose(
         &mut self,
         requests: Vec<ChoiceRequest>,
         on_done: &mut dyn FnMut(usize, Result<Vec<Choice>, Refused>) -> ControlFlow<()>,
     ) -> Statistics {
-        assert!(self.is_idle(), "requests are waiting for `step`");
         let first = self.next;
         for request in requests {
             self.submit_choice(request);

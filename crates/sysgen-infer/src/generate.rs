@@ -37,6 +37,11 @@ impl Generation {
         }
     }
 
+    /// Completions of the request.
+    pub(crate) fn of(&self) -> usize {
+        self.request.n
+    }
+
     /// The prompt, and how many tokens it may become; no ids when nothing is to be written.
     pub(crate) fn start(&mut self, max_length: usize) -> Result<(Vec<u32>, usize), Refused> {
         if self.request.n == 0 {
@@ -106,11 +111,10 @@ impl Generation {
             return Ok(Vec::new());
         }
         self.completion.ids.push(id);
-        if written >= request.sampling.min_tokens
-            && request
-                .stop_when
-                .as_ref()
-                .is_some_and(|stop| stop(&self.completion.ids))
+        if request
+            .stop_when
+            .as_ref()
+            .is_some_and(|stop| stop(&self.completion.ids))
         {
             self.completion.finish = Finish::Stop;
             return Ok(Vec::new());

@@ -22,7 +22,7 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Longest completion, in tokens.
     pub max_tokens: usize,
-    /// Stop ids are not drawn before so many tokens, and [`Request::stop_when`] is not asked.
+    /// Stop ids are not drawn before so many tokens.
     pub min_tokens: usize,
     /// Start of the request's own random stream.
     pub seed: u64,

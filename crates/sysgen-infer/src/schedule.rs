@@ -77,13 +77,17 @@ impl Schedule {
         self.known.clear();
     }
 
-    /// Queues a text, or its outcome where that is known at once.
-    pub(crate) fn push(&mut self, id: RequestId, mut work: Work) {
+    /// Queues a text; false when its outcome is known at once.
+    pub(crate) fn push(&mut self, id: RequestId, mut work: Work) -> bool {
         match self.start(&mut work) {
             Ok(ids) if ids.is_empty() => self.known.push((id, Ok(work.finish()))),
-            Ok(_) => self.waiting.push_back((id, work)),
+            Ok(_) => {
+                self.waiting.push_back((id, work));
+                return true;
+            }
             Err(refused) => self.known.push((id, Err(refused))),
         }
+        false
     }
 
     /// Forgets the texts of a request.

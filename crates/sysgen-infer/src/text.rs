@@ -16,6 +16,7 @@ pub(crate) enum Work {
 pub(crate) enum Ended {
     Completion {
         number: usize,
+        of: usize,
         completion: Completion,
         prompt: Vec<TokenLogProbability>,
     },
@@ -46,10 +47,11 @@ impl Work {
     pub(crate) fn finish(self) -> Ended {
         match self {
             Work::Generate(generation) => {
-                let number = generation.number;
+                let (number, of) = (generation.number, generation.of());
                 let (completion, prompt) = generation.finish();
                 Ended::Completion {
                     number,
+                    of,
                     completion,
                     prompt,
                 }

@@ -40,10 +40,6 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("use_bdlora", "null"),
 ];
 
-/// Beginnings of an adapter that leave the base as it is (peft's `init_lora_weights`, besides true and false). With the others
-/// (PiSSA, OLoRA, CorDA, …) peft takes the adapter's first value off the base before it adds the adapter.
-const BASE_KEPT: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
-
 impl Lora {
     /// The settings of the adapter in `dir`, for a model of this config.
     ///
@@ -166,16 +162,6 @@ fn from_json(json: &Value, file: &Shard, config: &ModelConfig) -> Result<Lora> {
             "{key} = {value} is not supported"
         );
     }
-    let beginning = json.get("init_lora_weights").unwrap_or(&Value::Null);
-    ensure!(
-        beginning.is_null()
-            || beginning.is_boolean()
-            || beginning
-                .as_str()
-                .is_some_and(|word| BASE_KEPT.contains(&word)),
-        "init_lora_weights = {beginning}: this adapter belongs to a changed base; save it with \
-         path_initial_model_for_weight_conversion, which makes an ordinary one of it"
-    );
     let number = |key: &str| {
         let number = json.get(key).and_then(Value::as_f64);
         number.with_context(|| format!("{key} is not a number"))

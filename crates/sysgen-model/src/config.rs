@@ -135,11 +135,6 @@ pub struct ModelConfig {
     pub json: Value,
 }
 
-/// More than any model has: what is counted by layers is made before a tensor is looked for.
-const MOST_LAYERS: usize = 4096;
-/// As above.
-const MOST_HEADS: usize = 65_536;
-
 impl ModelConfig {
     /// Reads `<dir>/config.json`.
     ///
@@ -189,10 +184,6 @@ impl ModelConfig {
         let hidden_size = keys.size("hidden_size")?;
         let heads = keys.size("num_attention_heads")?;
         let layers = keys.size("num_hidden_layers")?;
-        ensure!(
-            layers <= MOST_LAYERS && heads <= MOST_HEADS,
-            "`num_hidden_layers` = {layers} and `num_attention_heads` = {heads}: no model has so many; the file is damaged"
-        );
         // Llama and Phi fall back to plain multi-head attention; the other families' defaults are sizes of one
         // particular model and would hide a damaged file.
         let kv_heads = match keys.optional_size("num_key_value_heads")? {
@@ -330,13 +321,10 @@ fn activation(keys: Keys, family: Family) -> Result<Activation> {
 
 /// The sliding window of every layer. `layer_types` decides where it is given; otherwise each family's own rule
 /// (HF `configuration_*.py`): Gemma-2 alternates starting with a window, Qwen windows the layers from
-/// `max_window_layers` on when `use_sliding_window` is set, Mistral and Phi window all layers, Llama none. Where the key is
-/// absent the window is 4096, for Phi none; `null` is no window.
+/// `max_window_layers` on when `use_sliding_window` is set, Mistral and Phi window all layers, Llama none.
 fn windows(keys: Keys, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
-    let mut window = keys.optional_size("sliding_window")?;
-    if keys.0.get("sliding_window").is_none() && family != Family::Phi3 {
-        window = Some(4096);
-    }
+    let default = (family == Family::Gemma2).then_some(4096);
+    let mut window = keys.optional_size("sliding_window")?.or(default);
     let from = match family {
         Family::Llama => layers,
         Family::Qwen2 | Family::Qwen3 => {

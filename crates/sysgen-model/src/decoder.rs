@@ -12,7 +12,7 @@ use sysgen_ops::{AttentionShape, LinearWeight, Segments};
 
 use crate::adapters::Lora;
 use crate::checkpoint::Checkpoint;
-use crate::config::{ModelConfig, StoredDtype};
+use crate::config::ModelConfig;
 use crate::layer::{Rotation, Scene, norm};
 use crate::names::{Entry, Kind, entries};
 use crate::parameter::{Parameter, Weight, WeightDtype};
@@ -64,14 +64,6 @@ impl Decoder {
         let config = ModelConfig::from_directory(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
-        if dtype == WeightDtype::Auto && !nf4 && checkpoint.common_dtype() == Some(StoredDtype::F16)
-        {
-            tracing::warn!(
-                "{} is stored as f16 and held as f32, twice the size of its files; `sysgen-train export` with \
-                 export.dtype = \"bf16\" and no [train] makes a folder that stays as small as it is",
-                dir.display()
-            );
-        }
         let list = entries(&config)
             .into_iter()
             .map(|Entry { name, shape, .. }| checkpoint.weight(&name, &shape, dtype, device));

@@ -71,8 +71,6 @@ pub(crate) fn using(gpu: String) {
 /// # Errors
 /// Those of `run`, and a device without enough memory.
 pub fn catch_out_of_memory<T>(advice: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
-    // What an earlier call survived says nothing about this one.
-    state(|state| state.failure = None);
     let usual = take_hook();
     set_hook(Box::new(move |panic| {
         match text(panic.payload()).and_then(out_of_memory) {

@@ -134,12 +134,6 @@ impl Rope {
                 "rope type \"{other}\" is not supported; supported: default, linear, llama3, longrope"
             ),
         }
-        let long = rope.long.iter().flat_map(|long| &long.inverse_frequencies);
-        let mut all = rope.inverse_frequencies.iter().chain(long);
-        ensure!(
-            rope.attention_factor.is_finite() && all.all(|f| f.is_finite() && *f > 0.0),
-            "the rope settings (`rope_theta`, `factor`, `short_factor`, …) hold a number that gives no angle: 0, or none at all"
-        );
         Ok(rope)
     }
 

@@ -50,7 +50,7 @@ pub(crate) fn load(config: &RunConfig, train: &TrainSection, cache: Option<&Path
     let model = ModelConfig::from_directory(&config.model.path)?;
     method::lora(train, &model)?;
     let chat = load_chat(config)?;
-    let found = training_rows(config, &|path| formats::read(config, path))?;
+    let found = training_rows(config, &|paths| formats::read(config, paths))?;
     for bad in found.bad.iter().take(NAMED_ROWS) {
         tracing::warn!("{} is left out: {}", bad.place, bad.reason);
     }

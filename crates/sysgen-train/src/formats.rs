@@ -6,17 +6,100 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sysgen_core::RunConfig;
-use sysgen_core::config::{DataSection, HubDataset};
-use sysgen_core::message::Role;
+use sysgen_core::config::{DataSection, Deduplicate, HubDataset};
+use sysgen_core::message::{Message, Role};
 use sysgen_core::record::Record;
 use sysgen_data::Environment;
-use sysgen_data::input::{is_json_lines, read_records, with_local_files};
+use sysgen_data::input::{ReadCounts, is_json_lines, read_records, sift, with_local_files};
 use sysgen_train::rows::{BadRow, Row, Rows, read_each};
 
-/// Reads one entry of `data.path`: a file, or a data set of the Hub.
-pub(crate) fn read(config: &RunConfig, path: &Path) -> Result<Rows> {
+/// Rows that are named where rows are left out; the rest is counted.
+const NAMED_ROWS: usize = 5;
+
+/// Reads the entries of `data.path`, files or data sets of the Hub, and leaves out what `data.decontaminate` and
+/// `data.deduplicate` ask for.
+pub(crate) fn read(config: &RunConfig, paths: &[PathBuf]) -> Result<Vec<Rows>> {
+    let entries = paths.iter().map(|path| read_entry(config, path));
+    let mut sets = entries.collect::<Result<Vec<_>>>()?;
+    leave_out(&config.data, &mut sets)?;
+    Ok(sets)
+}
+
+/// Over all files together, in the order of `data.path`: the first of rows that are the same stays.
+fn leave_out(data: &DataSection, sets: &mut [Rows]) -> Result<()> {
+    let benchmarks = DataSection {
+        deduplicate: Deduplicate::None,
+        ..data.clone()
+    };
+    let repeats = DataSection {
+        decontaminate: Vec::new(),
+        ..data.clone()
+    };
+    for (data, asked, why) in [
+        (
+            benchmarks,
+            !data.decontaminate.is_empty(),
+            "share text with the benchmarks of data.decontaminate",
+        ),
+        (
+            repeats,
+            data.deduplicate != Deduplicate::None,
+            "repeat an earlier row (data.deduplicate)",
+        ),
+    ] {
+        if !asked {
+            continue;
+        }
+        let lost = sift_sets(&data, sets)?;
+        let named = lost.iter().take(NAMED_ROWS).map(String::as_str);
+        let named = named.collect::<Vec<_>>().join(", ");
+        let colon = if lost.is_empty() { "" } else { ": " };
+        tracing::info!("{} row(s) {why} and are left out{colon}{named}", lost.len());
+        ensure!(
+            lost.is_empty() || sets.iter().any(|set| !set.rows.is_empty()),
+            "no row of data.path is left: all of them {why}"
+        );
+    }
+    Ok(())
+}
+
+/// The ids of the rows that went.
+fn sift_sets(data: &DataSection, sets: &mut [Rows]) -> Result<Vec<String>> {
+    let mut records = Vec::new();
+    for row in sets.iter_mut().flat_map(|set| &mut set.rows) {
+        records.push(Record {
+            id: String::new(),
+            source: String::new(),
+            line: records.len(), // by which it is found again
+            messages: std::mem::take(&mut row.messages),
+            learnt_answers: Vec::new(),
+        });
+    }
+    let mut kept: Vec<Option<Vec<Message>>> = vec![None; records.len()];
+    sift(&mut records, data, &mut ReadCounts::default())?;
+    for record in records {
+        kept[record.line] = Some(record.messages);
+    }
+    let (mut kept, mut lost) = (kept.into_iter(), Vec::new());
+    for set in sets {
+        set.rows.retain_mut(|row| match kept.next().flatten() {
+            Some(messages) => {
+                row.messages = messages;
+                true
+            }
+            None => {
+                lost.push(std::mem::take(&mut row.id));
+                false
+            }
+        });
+    }
+    Ok(lost)
+}
+
+/// Reads one entry of `data.path`.
+fn read_entry(config: &RunConfig, path: &Path) -> Result<Rows> {
     if HubDataset::named_by(path).is_none() {
         return read_file(config, path);
     }
@@ -99,6 +182,7 @@ fn row(record: Record) -> Result<Row, BadRow> {
         source,
         line,
         mut messages,
+        learnt_answers,
     } = record;
     let answer = messages.iter().rposition(|m| m.role == Role::Assistant);
     let Some(answer) = answer else {
@@ -108,5 +192,8 @@ fn row(record: Record) -> Result<Row, BadRow> {
         });
     };
     messages.truncate(answer + 1);
-    Ok(Row::new(id, messages))
+    Ok(Row {
+        learnt_answers,
+        ..Row::new(id, messages)
+    })
 }

@@ -2,7 +2,7 @@
 //!
 //! A bad row is kept out, with its line and the reason; whether that is fatal is the caller's to decide.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use rand::SeedableRng;
@@ -176,11 +176,15 @@ fn read_row(place: &str, text: &str) -> Result<Row, String> {
 }
 
 /// The rows `[train]` learns from: what `[generate]` wrote, or else `data.path`, in the variant that `[train]` asks for,
-/// shuffled and limited as `[data]` says. What `data.path` names is read by `read`, [`read_rows`] or a reader of more formats.
+/// shuffled and limited as `[data]` says. What the entries of `data.path` name is read by `read`, one [`Rows`] for each: by
+/// [`read_rows`], or by a reader of more formats.
 ///
 /// # Errors
 /// When no file is named, one cannot be read or holds nothing to use, or a row is bad and `data.strict` is set.
-pub fn training_rows(config: &RunConfig, read: &dyn Fn(&Path) -> Result<Rows>) -> Result<Rows> {
+pub fn training_rows(
+    config: &RunConfig,
+    read: &dyn Fn(&[PathBuf]) -> Result<Vec<Rows>>,
+) -> Result<Rows> {
     let generated = config.generate.is_some();
     let paths = if generated {
         vec![config.generated_data_dir().join("dataset.jsonl")]
@@ -197,11 +201,11 @@ pub fn training_rows(config: &RunConfig, read: &dyn Fn(&Path) -> Result<Rows>) -
         paths[0].display()
     );
     let mut found = Rows::default();
-    for (set, path) in paths.iter().enumerate() {
-        let rows = match generated {
-            true => read_rows(path)?,
-            false => read(path)?,
-        };
+    let sets = match generated {
+        true => vec![read_rows(&paths[0])?],
+        false => read(&paths)?,
+    };
+    for (set, rows) in sets.into_iter().enumerate() {
         found.bad.extend(rows.bad);
         for row in rows.rows {
             let id = row.id.clone();

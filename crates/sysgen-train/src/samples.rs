@@ -201,12 +201,9 @@ pub(crate) fn replies(
         ..Options::default()
     };
     Engine::new(decoder, options).generate(requests, &mut |request, answer| {
-        match answer {
-            Ok(answer) => {
-                answers[asked[request]] = Some(chat.decode(&answer.into_first().ids));
-            }
-            Err(refused) => tracing::warn!("a sample is not answered: {refused}"),
-        }
+        answers[asked[request]] = answer
+            .ok()
+            .map(|answer| chat.decode(&answer.into_first().ids));
         ControlFlow::Continue(())
     });
     answers
@@ -227,7 +224,7 @@ pub(crate) fn to_text(samples: &[Sample]) -> String {
     for sample in samples {
         lines.push(format!("── {} ──", sample.id));
         let system = sample.system.as_deref().unwrap_or("(none)");
-        let absent = "(not answered)";
+        let absent = "(the prompt does not fit the model's context)";
         let answered =
             |answer: &Option<String>| answer.clone().unwrap_or_else(|| absent.to_string());
         let (before, after) = (answered(&sample.before), answered(&sample.after));

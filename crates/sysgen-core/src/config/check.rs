@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use super::origin::Origins;
-use super::{AdapterExport, DataSection, Engine, HubDataset, RunConfig};
+use super::{AdapterExport, DataSection, Engine, ExistingSystem, HubDataset, MultiTurn, RunConfig};
 use generate::check_generate;
 use given::{Given, quoted};
 use train::{check_distill, check_train};
@@ -76,6 +76,21 @@ fn check(config: &RunConfig, given: &Given) {
             }
         }
         check_data(&config.data, given);
+    }
+    if config.generate.is_none() && config.train.is_some() {
+        let data = &config.data;
+        given.check(
+            data.multi_turn != MultiTurn::First,
+            "data.multi_turn",
+            "\"first\"",
+            "needs [generate]: [train] alone learns every answer of a conversation; leave it out",
+        );
+        given.check(
+            data.existing_system != ExistingSystem::Skip,
+            "data.existing_system",
+            "\"skip\"",
+            "needs [generate]: [train] alone keeps every system message; leave it out",
+        );
     }
     check_weights(config, given);
     if let Some(generate) = &config.generate {

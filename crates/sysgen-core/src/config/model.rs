@@ -138,9 +138,9 @@ pub struct DataSection {
     pub shuffle: bool,
     /// Whether a row that cannot be read stops the run instead of being counted; default false.
     pub strict: bool,
-    /// What becomes of a conversation with several turns; default `unroll`.
+    /// What `[generate]` makes of a conversation with several turns; default `unroll`.
     pub multi_turn: MultiTurn,
-    /// What becomes of a system message a row already has; default `replace`.
+    /// What `[generate]` does with a system message a row already has; default `replace`.
     pub existing_system: ExistingSystem,
     /// Whether rows that repeat an earlier one are left out; default `none`.
     pub deduplicate: Deduplicate,

@@ -171,6 +171,7 @@ mod tests {
                 source: "a".to_string(),
                 line: i + 1,
                 messages: vec![Message::user(*question), Message::assistant(*answer)],
+                learnt_answers: vec![true],
             })
             .collect();
         let data = DataSection {

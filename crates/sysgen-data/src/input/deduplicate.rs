@@ -201,6 +201,7 @@ mod tests {
                 Message::user(question),
                 Message::assistant(answer),
             ],
+            learnt_answers: vec![true],
         }
     }
 

@@ -216,7 +216,7 @@ pub(crate) fn with_input(instruction: &str, input: &str) -> String {
     }
 }
 
-fn role_named(name: &str) -> Result<Role, Reason> {
+pub(crate) fn role_named(name: &str) -> Result<Role, Reason> {
     Ok(match name.trim().to_ascii_lowercase().as_str() {
         "system" | "developer" => Role::System,
         "user" | "human" | "prompter" => Role::User,

@@ -137,6 +137,7 @@ pub(crate) fn rows_of(
         source,
         line,
         messages,
+        learnt_answers: _, // every answer of its turns is written again
     } = record;
     let mut messages = messages.into_iter().peekable();
     let system = messages

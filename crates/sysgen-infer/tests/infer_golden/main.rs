@@ -15,7 +15,7 @@ use sysgen_infer::{
     Answer, Choice, ChoiceRequest, ChoiceStep, Engine, Finish, Options, Refused, Request, Sampling,
     Statistics,
 };
-use sysgen_model::{Decoder, Device, KvCache, Weight};
+use sysgen_model::{Decoder, Device, KvCache};
 
 /// Largest difference of a label's log-probability to one computed without a cache.
 const LOG_PROBABILITY: f32 = 1e-4;
@@ -145,12 +145,7 @@ fn a_caller_may_end_a_completion_and_min_tokens_holds_stop_ids_back() {
     };
     let at_once = held.clone();
     held.sampling.min_tokens = 5;
-    let mut late = Request {
-        stop_when: Some(Arc::new(|ids: &[u32]| ids.len() >= 2)),
-        ..plain.clone()
-    };
-    late.sampling.min_tokens = 5;
-    let (answers, _) = generate(engine(&decoder, 4, 100), &[stopped, at_once, held, late]);
+    let (answers, _) = generate(engine(&decoder, 3, 100), &[stopped, at_once, held]);
     let completions: Vec<_> = answers
         .into_iter()
         .map(|a| a.unwrap().into_first())
@@ -164,43 +159,6 @@ fn a_caller_may_end_a_completion_and_min_tokens_holds_stop_ids_back() {
         (Finish::Stop, 0)
     );
     assert!(completions[2].ids.len() >= 5 && !completions[2].ids[..5].contains(&ids[0]));
-    // As in vLLM, what would stop it is looked at once more than `min_tokens` are written.
-    assert_eq!(completions[3].ids[..], ids[..6]);
-}
-
-#[test]
-fn every_request_of_several_completions_has_one_outcome() {
-    let (_, decoder, _) = models().swap_remove(0);
-    let request = |max_tokens, n| Request {
-        n,
-        ..Request::new(vec![1, 2, 3], Sampling::greedy(max_tokens), vec![])
-    };
-    let (answers, _) = generate(
-        engine(&decoder, 2, 20),
-        &[request(0, 2), request(30, 3), request(3, 0), request(3, 2)],
-    );
-    let nothing = answers[0].clone().unwrap().completions;
-    assert!(nothing.len() == 2 && nothing.iter().all(|completion| completion.ids.is_empty()));
-    assert_eq!(answers[1].clone().unwrap().completions.len(), 3);
-    assert_eq!(answers[2], Err(Refused::Empty));
-    assert_eq!(answers[3].clone().unwrap().completions.len(), 2);
-
-    // Weights that are no numbers: both texts fail in the same step.
-    let mut parameters = decoder.parameters();
-    for parameter in &mut parameters {
-        if parameter.name == "model.norm.weight" {
-            let shape = parameter.tensor.shape();
-            let values = vec![f32::NAN; shape[0]];
-            parameter.tensor = Weight::from_values(values, &shape, &Device::flex());
-        }
-    }
-    let broken = Decoder::from_parameters(decoder.config.clone(), parameters);
-    let (answers, _) = generate(engine(&broken, 4, 20), &[request(3, 2), request(3, 1)]);
-    assert!(
-        answers
-            .iter()
-            .all(|answer| *answer == Err(Refused::NotFinite))
-    );
 }
 
 #[test]

@@ -139,7 +139,10 @@ fn rows_know_their_file_and_take_the_variant_that_is_asked_for() {
         }),
         ..RunConfig::default()
     };
-    let found = training_rows(&config, &read_rows).unwrap();
+    let found = training_rows(&config, &|paths| {
+        paths.iter().map(|path| read_rows(path)).collect()
+    })
+    .unwrap();
     let sets: Vec<usize> = found.rows.iter().map(|row| row.set).collect();
     assert_eq!(sets, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]);
     let expected = [Message::user("b 5?"), Message::assistant("old")];

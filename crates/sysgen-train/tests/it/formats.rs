@@ -177,3 +177,94 @@ fn rows_of_every_format_are_trained_on_alike() {
         "{stderr}"
     );
 }
+
+/// An answer that is context is not learnt, whichever way a format says so.
+#[test]
+fn context_is_not_learnt_in_any_format() {
+    let said = |n: usize| {
+        [
+            format!("Say {n}"),
+            format!("{n} it is"),
+            "Why?".into(),
+            format!("{n}!"),
+        ]
+    };
+    let lines = |row: &dyn Fn([String; 4]) -> Value| {
+        let rows: Vec<String> = (0..12).map(|n| row(said(n)).to_string()).collect();
+        rows.join("\n")
+    };
+    let turn = |role: &str, text: &String| json!({"role": role, "content": text});
+    let context = |text: &String| json!({"role": "assistant", "content": text, "weight": 0});
+    let expected = of_lines(&lines(
+        &|[a, b, c, d]| json!({"messages": [turn("user", &a), context(&b), turn("user", &c), turn("assistant", &d)]}),
+    ));
+    let completion = of_lines(&lines(&|[a, b, c, d]| {
+        let prompt = [turn("user", &a), turn("assistant", &b), turn("user", &c)];
+        json!({"prompt": prompt, "completion": [turn("assistant", &d)]})
+    }));
+    assert_eq!(completion, expected, "prompt/completion");
+    let shared = of_lines(&lines(&|[a, b, c, d]| {
+        let said = |from: &str, text: &String| json!({"from": from, "value": text});
+        let context = json!({"from": "gpt", "value": b, "weight": 0});
+        json!({"conversations": [said("human", &a), context, said("human", &c), said("gpt", &d)]})
+    }));
+    assert_eq!(shared, expected, "ShareGPT");
+    let all = of_lines(&lines(&|[a, b, c, d]| {
+        let turns = [
+            turn("user", &a),
+            turn("assistant", &b),
+            turn("user", &c),
+            turn("assistant", &d),
+        ];
+        json!({"messages": turns})
+    }));
+    assert_ne!(
+        all, expected,
+        "the earlier answer is learnt where nothing is said of it"
+    );
+}
+
+#[test]
+fn training_alone_leaves_out_what_benchmarks_know_and_what_repeats() {
+    let row = |n: usize| {
+        let question = format!("How much are {n} sheep and all the other sheep of the farm");
+        json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": format!("{n}")}]})
+    };
+    let lines = |rows: &[usize]| {
+        let rows: Vec<String> = rows.iter().map(|&n| row(n).to_string()).collect();
+        rows.join("\n")
+    };
+    let expected = of_lines(&lines(&[0, 1, 4, 5, 6, 7]));
+    let folder = Folder::new(TRAIN);
+    let write =
+        |name: &str, text: &str| std::fs::write(folder.dir.path().join(name), text).unwrap();
+    write("rows.jsonl", &lines(&[0, 1, 2, 1, 4]));
+    write("more.jsonl", &lines(&[5, 0, 3, 6, 7]));
+    write(
+        "benchmark.txt",
+        "How much are 2 sheep and all the other sheep of the farm?\nHow much are 3 sheep and all the other sheep of the farm?",
+    );
+    let (losses, said) = trained(&folder, "[\"rows.jsonl\", \"more.jsonl\"]", |command| {
+        command.args(["--set", "data.deduplicate=exact"]);
+        command.args(["--set", "data.decontaminate=benchmark.txt"]);
+    });
+    assert_eq!(losses, expected);
+    assert!(
+        said.contains("2 row(s) share text with the benchmarks of data.decontaminate and are left out: rows.jsonl:3, more.jsonl:3")
+            && said.contains("2 row(s) repeat an earlier row (data.deduplicate) and are left out: rows.jsonl:4, more.jsonl:2"),
+        "{said}"
+    );
+    write("all.txt", &lines(&(0..10).collect::<Vec<_>>()));
+    let output = folder.run(&[
+        "check",
+        "--set",
+        "data.decontaminate=all.txt",
+        "--set",
+        "data.decontaminate_ngram=3",
+    ]);
+    let (_, said) = text(&output);
+    assert!(
+        !output.status.success() && said.contains("no row of data.path is left"),
+        "{said}"
+    );
+}

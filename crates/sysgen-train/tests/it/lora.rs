@@ -180,11 +180,6 @@ fn an_adapter_that_does_not_fit_is_refused_with_the_reason() {
             "\"modules_to_save\": [\"lm_head\"]",
             "modules_to_save",
         ),
-        (
-            "\"init_lora_weights\": true",
-            "\"init_lora_weights\": \"pissa\"",
-            "path_initial_model_for_weight_conversion",
-        ),
     ] {
         assert!(config.contains(from), "{config}");
         std::fs::write(&path, config.replace(from, to)).unwrap();

@@ -311,3 +311,19 @@ fn data_sets_of_the_hub_are_no_missing_files() {
     let error = load(&format!("{missing}[generate]"), &[]).unwrap_err();
     assert!(error.contains("does not exist"), "{error}");
 }
+
+#[test]
+fn what_training_alone_would_pass_over_is_refused() {
+    refused(
+        load(
+            &format!("{START}multi_turn = \"first\"\nexisting_system = \"skip\"\n[train]"),
+            &[],
+        ),
+        "2 mistakes:
+  x.toml:6: multi_turn = \"first\" in [data] needs [generate]: [train] alone learns every answer of a conversation; leave it out
+  x.toml:7: existing_system = \"skip\" in [data] needs [generate]: [train] alone keeps every system message; leave it out",
+    );
+    // What says the same as leaving it out may stay.
+    let kept = format!("{START}multi_turn = \"whole\"\nexisting_system = \"keep\"\n[train]");
+    assert!(load(&kept, &[]).is_ok());
+}
