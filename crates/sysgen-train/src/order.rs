@@ -70,7 +70,8 @@ impl DataOrder {
                 let whole = epochs.floor() as usize;
                 let before = order.start_of(whole);
                 let last = order.start_of(whole + 1) - before;
-                before + (epochs.fract() * last as f64).ceil() as usize
+                // As `transformers` has it: 2.2 · 5 is 11, while the fraction of 2.2 times 5 is a little more than 1.
+                before + (epochs * last as f64).ceil() as usize - whole * last
             }
             max_steps => max_steps,
         };
@@ -257,6 +258,29 @@ mod tests {
             .total_steps(),
             7
         );
+    }
+
+    /// `math.ceil(num_train_epochs * num_update_steps_per_epoch)`, as in transformers.
+    #[test]
+    fn a_fraction_of_an_epoch_is_no_step_too_many() {
+        let examples = examples(20);
+        for (epochs, steps) in [
+            (2.2, 11),
+            (1.1, 6),
+            (0.2, 1),
+            (0.6, 3),
+            (3.0, 15),
+            (2.21, 12),
+        ] {
+            let settings = OrderSettings {
+                packing: false,
+                epochs,
+                ..settings()
+            };
+            let order = DataOrder::new(&examples, settings);
+            assert_eq!(order.steps_per_epoch(), 5);
+            assert_eq!(order.total_steps(), steps, "{epochs} epochs");
+        }
     }
 
     #[test]

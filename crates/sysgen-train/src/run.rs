@@ -148,9 +148,12 @@ impl Run<'_> {
         stop_after: Option<usize>,
     ) -> Result<Outcome> {
         let train = self.train;
-        let mut journal = self.journal(progress.step)?;
         let mut order = self.order();
         let total_steps = order.total_steps();
+        progress = progress.gone_on_with(train, total_steps, |step| {
+            checkpoint_of(&self.config.output_dir, step).is_ok()
+        })?;
+        let mut journal = self.journal(progress.step)?;
         let schedule = Schedule {
             peak: train.learning_rate,
             warmup_steps: train.warmup_steps,
@@ -347,17 +350,17 @@ impl Run<'_> {
     /// Holds an evaluation against the best one. True when it is better.
     fn compare(&self, line: &Line, progress: &mut Progress) -> bool {
         let train = self.train;
-        let (value, higher) = match train.metric_for_best_model {
-            BestMetric::EvalLoss => (line.eval_loss, false),
-            BestMetric::Obedience => (line.obedience, true),
+        let value = match train.metric_for_best_model {
+            BestMetric::EvalLoss => line.eval_loss,
+            BestMetric::Obedience => line.obedience,
         };
         let Some(value) = value else { return false };
         let threshold = train.early_stopping_threshold;
-        let improved = progress.best.add(line.step, value, higher, threshold);
+        let improved = progress.best.add(line.step, value, threshold);
         if progress.best.is_exhausted(train) {
             progress.stopped_early = true;
             tracing::info!(
-                "stopped early: {} evaluations were no better than that after step {}",
+                "stopped early: {} evaluations were not enough better than the best before them, which is that after step {}",
                 progress.best.evaluations_since,
                 progress.best.step
             );

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
-use sysgen_core::config::TrainSection;
+use sysgen_core::config::{BestMetric, TrainSection};
 
 /// Losses that a new one is held against: few enough that a straight line goes through them also where they fall steeply.
 const WINDOW: usize = 25;
@@ -51,7 +51,7 @@ impl LossWatch {
     }
 }
 
-/// The best evaluation of a run, and how long ago it was.
+/// The best evaluation of a run, and how long none was good enough.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Best {
@@ -59,29 +59,36 @@ pub struct Best {
     pub step: usize,
     /// Its value.
     pub value: Option<f64>,
-    /// Evaluations since then.
+    /// What the values are of.
+    pub metric: BestMetric,
+    /// Evaluations since the last one that beat the best before it by more than `early_stopping_threshold`.
     pub evaluations_since: usize,
 }
 
 impl Best {
-    /// Takes the next evaluation. True when it is the best so far, by more than `early_stopping_threshold`.
-    pub fn add(&mut self, step: usize, value: f64, higher_is_better: bool, threshold: f64) -> bool {
-        let gain = |best: f64| {
-            if higher_is_better {
-                value - best
-            } else {
-                best - value
-            }
+    /// Before the first evaluation by this metric.
+    pub fn of(metric: BestMetric) -> Best {
+        Best {
+            metric,
+            ..Best::default()
+        }
+    }
+
+    /// Takes the next evaluation. True when it is the best so far; the threshold is for patience alone, as in `transformers`
+    /// (`EarlyStoppingCallback`).
+    pub fn add(&mut self, step: usize, value: f64, threshold: f64) -> bool {
+        let gain = |best: f64| match self.metric {
+            BestMetric::EvalLoss => best - value,
+            BestMetric::Obedience => value - best,
         };
-        let better = value.is_finite() && self.value.is_none_or(|best| gain(best) > threshold);
+        let gain = self.value.map_or(f64::INFINITY, gain);
+        let better = value.is_finite() && gain > 0.0;
+        self.evaluations_since = match value.is_finite() && gain > threshold {
+            true => 0,
+            false => self.evaluations_since + 1,
+        };
         if better {
-            *self = Best {
-                step,
-                value: Some(value),
-                evaluations_since: 0,
-            };
-        } else {
-            self.evaluations_since += 1;
+            (self.step, self.value) = (step, Some(value));
         }
         better
     }
@@ -116,18 +123,29 @@ mod tests {
         assert_eq!([1.0, 1.1, 9.0].map(|loss| young.add(loss)), [None; 3]);
     }
 
+    /// The counters and best values that `EarlyStoppingCallback` and `Trainer._determine_best_metric` of transformers 5 have
+    /// after each of these values, with `early_stopping_threshold=0.1`.
     #[test]
-    fn patience_counts_evaluations_without_enough_gain() {
+    fn patience_wants_the_threshold_and_the_best_model_does_not() {
         let train = TrainSection {
             early_stopping_patience: 2,
             ..TrainSection::default()
         };
-        let mut best = Best::default();
-        assert!(best.add(10, 1.0, false, 0.1));
-        assert!(!best.add(20, 0.95, false, 0.1) && !best.is_exhausted(&train));
-        assert!(!best.add(30, f64::NAN, false, 0.1) && best.is_exhausted(&train));
-        assert!(best.add(40, 0.8, false, 0.1) && !best.is_exhausted(&train));
-        assert_eq!((best.step, best.value), (40, Some(0.8)));
-        assert!(Best::default().add(1, 0.3, true, 0.0));
+        let mut best = Best::of(BestMetric::EvalLoss);
+        for (step, value, is_best, since) in [
+            (10, 1.0, true, 0),
+            (20, 0.95, true, 1),
+            (30, f64::NAN, false, 2),
+            (40, 0.87, true, 3),
+            (50, 0.75, true, 0),
+            (60, 0.8, false, 1),
+        ] {
+            assert_eq!(best.add(step, value, 0.1), is_best, "step {step}");
+            assert_eq!(best.evaluations_since, since, "step {step}");
+            assert_eq!(best.is_exhausted(&train), since >= 2);
+        }
+        assert_eq!((best.step, best.value), (50, Some(0.75)));
+        let mut obeyed = Best::of(BestMetric::Obedience);
+        assert!(obeyed.add(1, 0.3, 0.0) && obeyed.add(2, 0.4, 0.0) && !obeyed.add(3, 0.3, 0.0));
     }
 }

@@ -90,7 +90,8 @@ pub struct TrainSection {
     pub eval_steps: usize,
     /// Evaluations without a better one after which the run ends, 0 to go on to the last step; default 0.
     pub early_stopping_patience: usize,
-    /// By how much an evaluation must be better to count; default 0.
+    /// By how much an evaluation must beat the best one before it to count as better for `early_stopping_patience`; which model
+    /// is best does not depend on it. Default 0.
     pub early_stopping_threshold: f64,
     /// Whether the run ends with the model of its best evaluation instead of its last step's; default false.
     pub load_best_model_at_end: bool,

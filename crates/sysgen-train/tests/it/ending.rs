@@ -3,6 +3,7 @@
 use sysgen_core::config::{SaveStrategy, TrainSection};
 use sysgen_train::checkpoint;
 use sysgen_train::metrics::Line;
+use sysgen_train::run::Outcome;
 
 use crate::fixture;
 use crate::running::{World, bits, train};
@@ -181,4 +182,43 @@ fn the_best_model_is_kept_beyond_the_limit_and_taken_at_the_end() {
     });
     stopped.go_on(Some(best + 1)).unwrap();
     assert_eq!(bits(&stopped.finish()), bits(&finished));
+}
+
+#[test]
+fn a_run_that_stopped_early_goes_on_with_more_patience() {
+    let patient = |early_stopping_patience| TrainSection {
+        early_stopping_patience,
+        max_steps: 14,
+        ..worsening()
+    };
+    let mut world = World::new(patient(3));
+    let first = world.finish().progress;
+    assert!(first.stopped_early && first.step < 14, "{first:?}");
+    world.config.train = Some(patient(0));
+    let finished = world.finish();
+    assert_eq!(finished.progress.step, 14);
+    assert!(!finished.progress.stopped_early);
+    assert_eq!(bits(&finished), bits(&World::new(patient(0)).finish()));
+}
+
+#[test]
+fn the_best_model_may_be_asked_for_after_a_stop() {
+    let asked = |load_best_model_at_end| TrainSection {
+        load_best_model_at_end,
+        max_steps: 14,
+        ..worsening()
+    };
+    let best = World::new(asked(false)).finish().progress.best.step;
+    let mut world = World::new(asked(false));
+    let Outcome::Interrupted(_) = world.go_on(Some(best + 1)).unwrap() else {
+        panic!("did not stop")
+    };
+    world.config.train = Some(asked(true));
+    // The best one was not saved then, so it is one of those since.
+    let finished = world.finish();
+    let lines = world.lines();
+    let later = lines.iter().filter(|line| line.step > best + 1);
+    let lowest = later.min_by(|a, b| a.eval_loss.partial_cmp(&b.eval_loss).unwrap());
+    assert_eq!(finished.best_step.unwrap_or(14), lowest.unwrap().step);
+    assert_eq!(world.finish().best_step, finished.best_step);
 }
