@@ -3,7 +3,7 @@
 //! ends with the process however that ends, `kill -9` included; the file itself stays.
 
 use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
@@ -75,7 +75,7 @@ pub fn lock_part(
         Err(TryLockError::WouldBlock) => {
             return Err(in_use(whole, &directory.display().to_string()));
         }
-        Err(TryLockError::Error(error)) => return Err(explain("lock", &path, error)),
+        Err(TryLockError::Error(error)) => return Err(cannot_lock(&path, error)),
     }
     // The last holder of the whole folder is none any more.
     let _ = whole.set_len(0);
@@ -119,13 +119,24 @@ fn lock_exclusively(path: &Path, place: &str) -> Result<File> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(in_use(file, place)),
-        Err(TryLockError::Error(error)) => return Err(explain("lock", path, error)),
+        Err(TryLockError::Error(error)) => return Err(cannot_lock(path, error)),
     }
     file.set_len(0)
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(|error| explain("write", path, error))?;
     Ok(file)
+}
+
+/// Lustre, for example, has locks of files only where it is mounted with `flock`.
+fn cannot_lock(path: &Path, error: std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::Unsupported => anyhow!(
+            "cannot lock {}: this file system has no file locks; mount it with flock, or choose an output_dir on a local disk",
+            path.display()
+        ),
+        _ => explain("lock", path, error),
+    }
 }
 
 fn in_use(mut file: File, place: &str) -> anyhow::Error {
@@ -180,6 +191,23 @@ mod tests {
         assert!(part("1-of-2").is_err());
         drop(whole);
         part("1-of-2").unwrap();
+    }
+
+    /// What `flock` gives on Lustre (ENOSYS) and on some network file systems (EOPNOTSUPP).
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_system_without_locks_is_said_with_the_way_out() {
+        for code in [38, 95] {
+            let error = std::io::Error::from_raw_os_error(code);
+            let error = cannot_lock(Path::new("runs/a/.lock"), error).to_string();
+            assert_eq!(
+                error,
+                "cannot lock runs/a/.lock: this file system has no file locks; mount it with flock, or choose an output_dir \
+                 on a local disk"
+            );
+        }
+        let other = cannot_lock(Path::new("a"), std::io::Error::from_raw_os_error(5));
+        assert!(other.to_string().starts_with("cannot lock a: "), "{other}");
     }
 
     /// The child of `a_killed_process_gives_its_folder_back`; does nothing in an ordinary test run.

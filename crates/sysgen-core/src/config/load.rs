@@ -177,11 +177,14 @@ impl Draft {
                 self.origins
                     .record(&dotted, Origin::Set(argument.to_string()));
             }
-            table = table
+            let value = table
                 .entry(name)
-                .or_insert_with(|| Value::Table(Table::new()))
-                .as_table_mut()
-                .expect("sections were checked to be tables");
+                .or_insert_with(|| Value::Table(Table::new()));
+            if !value.is_table() {
+                // The file has a value in the place of a section, which is a fault that is noted already.
+                *value = Value::Table(Table::new());
+            }
+            table = value.as_table_mut().expect("it is a table now");
         }
         table
     }
@@ -230,6 +233,10 @@ impl Draft {
             return Ok(());
         };
         let expected = match self.find(at, dotted)? {
+            // Its default is one word, which looks like a text.
+            _ if dotted == "train.lora_target_modules" => {
+                "a module in quotes, or a list of modules".to_string()
+            }
             Value::Integer(_) => "a whole number, 0 or more".to_string(),
             Value::Float(_) => "a number".to_string(),
             Value::Boolean(_) => "true or false".to_string(),
@@ -241,9 +248,6 @@ impl Draft {
             }
             Value::Array(_) if dotted == "train.devices" => {
                 "`cpu`, `cuda` or `cuda:<index>`, or a list of them".to_string()
-            }
-            Value::Array(_) if dotted == "train.lora_target_modules" => {
-                "a module in quotes, or a list of modules".to_string()
             }
             Value::Array(_) => "a file in quotes, or a list of files".to_string(),
             // A word no key accepts makes serde list those that are.

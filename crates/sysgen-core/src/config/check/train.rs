@@ -151,6 +151,12 @@ fn check_adapter(train: &TrainSection, given: &Given) {
         format!("{targets:?}"),
         "must be \"all-linear\" alone, or a list without it",
     );
+    given.check(
+        targets.iter().all(|target| !target.contains(',')),
+        "train.lora_target_modules",
+        format!("{targets:?}"),
+        "has several modules in one text; write a list, as in [\"q_proj\", \"v_proj\"]",
+    );
     let adapter = &train.lora_adapter;
     if adapter.as_os_str().is_empty() {
         return;

@@ -164,6 +164,10 @@ fn a_wrong_type_or_word_is_named_with_what_is_allowed() {
             "x.toml:6: weights = \"twice\" in [data] is not allowed; expected a list of numbers, one for each file",
         ),
         (
+            "[train]\nlora_target_modules = 5",
+            "x.toml:7: lora_target_modules = 5 in [train] is not allowed; expected a module in quotes, or a list of modules",
+        ),
+        (
             "[export]\npath = 3",
             "x.toml:7: path = 3 in [export] is not allowed; expected text in quotes",
         ),
@@ -185,6 +189,24 @@ fn a_wrong_type_or_word_is_named_with_what_is_allowed() {
     refused(
         with("[train]", &["train.packing=perhaps"]),
         "--set train.packing=perhaps: packing = \"perhaps\" in [train] is not allowed; expected true or false",
+    );
+}
+
+#[test]
+fn a_section_written_as_a_value_is_said_whatever_is_set_below_it() {
+    let value = START.replace("[data]\npath", "data");
+    let value = value.replace("[model]\npath", "model.path");
+    refused(
+        load(&format!("{value}[train]"), &["data.limit=10"]),
+        "x.toml:3: `data` is a section; write [data] and its keys below it",
+    );
+    refused(
+        with("[[train]]", &["train.max_steps=3"]),
+        "x.toml:6: `train` is a section; write [train] and its keys below it",
+    );
+    refused(
+        with("columns = \"a\"\n[train]", &["data.columns.question=q"]),
+        "x.toml:6: `data.columns` is a section; write [data.columns] and its keys below it",
     );
 }
 

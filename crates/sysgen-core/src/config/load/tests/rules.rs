@@ -327,3 +327,17 @@ fn what_training_alone_would_pass_over_is_refused() {
     let kept = format!("{START}multi_turn = \"whole\"\nexisting_system = \"keep\"\n[train]");
     assert!(load(&kept, &[]).is_ok());
 }
+
+#[test]
+fn modules_in_one_text_are_told_to_be_a_list() {
+    refused(
+        with("[train]", &["train.lora_target_modules=q_proj,v_proj"]),
+        "--set train.lora_target_modules=q_proj,v_proj: lora_target_modules = [\"q_proj,v_proj\"] in [train] has several \
+         modules in one text; write a list, as in [\"q_proj\", \"v_proj\"]",
+    );
+    let list = with(
+        "[train]",
+        &["train.lora_target_modules=[\"q_proj\", \"v_proj\"]"],
+    );
+    assert_eq!(list.unwrap().train.unwrap().lora_target_modules.len(), 2);
+}
