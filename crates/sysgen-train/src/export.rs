@@ -18,7 +18,7 @@ use crate::check::same_ids;
 use crate::method::check_merge;
 
 /// Says that a folder is an export of ours and may be replaced by the next one.
-const MARKER: &str = "sysgen.json";
+pub const MARKER: &str = "sysgen.json";
 
 /// A system message and a question that any model can be asked.
 pub const EXAMPLE_QUESTION: (&str, &str) = ("Answer in one sentence.", "What is a comet?");

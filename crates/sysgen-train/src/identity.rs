@@ -4,6 +4,8 @@
 //! how many samples) are left out: they may change between a stop and going on.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -13,6 +15,7 @@ use sysgen_core::hash::hash_bytes;
 
 use crate::example::Example;
 use crate::method;
+use crate::stored_teacher::Stored;
 
 /// Key to value, both readable.
 pub type Identity = BTreeMap<String, String>;
@@ -42,7 +45,7 @@ const NEUTRAL: [&str; 17] = [
 /// Keys of `[distill]` that say nothing where the student writes no answers.
 const ON_POLICY: [&str; 3] = ["on_policy", "max_new_tokens", "on_policy_temperature"];
 
-/// The identity of training `examples` by this config.
+/// The identity of training `train` by this config, with the probabilities `stored` for these rows.
 ///
 /// # Errors
 /// When the model folder cannot be read.
@@ -51,6 +54,7 @@ pub fn identity(
     chat: &Chat,
     train: &[Example],
     held_out: &[Example],
+    stored: Option<&Stored>,
 ) -> Result<Identity> {
     let mut identity = Identity::new();
     let mut say = |key: &str, value: String| identity.insert(key.to_string(), value);
@@ -71,6 +75,9 @@ pub fn identity(
     {
         let files = method::adapter_files(&train.lora_adapter)?;
         say("adapter files", hash_bytes(files.as_bytes()));
+    }
+    if let Some(stored) = stored {
+        say("stored probabilities", hash_stored(stored, train));
     }
     if let Some(distill) = &config.distill {
         say_distill(distill, &mut |key, value| drop(say(key, value)))?;
@@ -93,7 +100,7 @@ pub fn identity(
     Ok(identity)
 }
 
-/// The teacher by its config's content and the sizes of its weights, and how it is learnt from.
+/// The teacher by its config and its weights, and how it is learnt from.
 fn say_distill(
     distill: &sysgen_core::config::DistillSection,
     say: &mut impl FnMut(&str, String),
@@ -150,7 +157,7 @@ fn word(value: &impl serde::Serialize) -> String {
     }
 }
 
-/// `config.json` by content, weights by name and size: reading the weights of a large model twice would cost minutes.
+/// `config.json` by content, weights by name, size and samples of their content.
 fn model_files(config: &RunConfig) -> Result<String> {
     let dir = &config.model.path;
     let mut lines = vec![sysgen_core::hash::hash_file(&dir.join("config.json"))?];
@@ -163,14 +170,36 @@ fn model_files(config: &RunConfig) -> Result<String> {
 fn weight_files(dir: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.ends_with(".safetensors") {
-            files.push(format!("{name} {}", entry.metadata()?.len()));
+            let sampled = sampled(&path).with_context(|| format!("reading {}", path.display()))?;
+            files.push(format!("{name} {sampled}"));
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// Pieces of a file of weights that are looked at, and the bytes of each.
+const PIECES: u64 = 8;
+const PIECE: u64 = 1 << 20;
+
+/// A file's size and the hash of pieces spread evenly over it, its head with names and shapes among them: reading the weights
+/// of a large model twice would cost minutes, and training changes all of them.
+fn sampled(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut hasher = blake3::Hasher::new();
+    if size <= PIECES * PIECE {
+        io::copy(&mut file, &mut hasher)?;
+    } else {
+        for piece in 0..PIECES {
+            file.seek(SeekFrom::Start((size - PIECE) * piece / (PIECES - 1)))?;
+            io::copy(&mut (&file).take(PIECE), &mut hasher)?;
+        }
+    }
+    Ok(format!("{size} {}", hasher.finalize().to_hex()))
 }
 
 fn hash_examples(examples: &[Example]) -> String {
@@ -185,9 +214,70 @@ fn hash_examples(examples: &[Example]) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+/// In the order of the examples, so that the file's order does not matter.
+fn hash_stored(stored: &Stored, examples: &[Example]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for top in examples.iter().filter_map(|e| stored.get(&e.id)) {
+        hasher.update(&(top.k as u64).to_le_bytes());
+        hasher.update(&(top.ids.len() as u64).to_le_bytes());
+        for (id, log) in top.ids.iter().zip(&top.log_probabilities) {
+            hasher.update(&id.to_le_bytes());
+            hasher.update(&log.to_le_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn weights_of_one_name_and_size_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        for size in [1000, 40 << 20] {
+            let mut bytes = vec![1_u8; size];
+            std::fs::write(&path, &bytes).unwrap();
+            let before = weight_files(dir.path()).unwrap();
+            assert_eq!(weight_files(dir.path()).unwrap(), before);
+            // As training does: a little of everything.
+            bytes.iter_mut().step_by(512).for_each(|byte| *byte ^= 1);
+            std::fs::write(&path, &bytes).unwrap();
+            assert_ne!(weight_files(dir.path()).unwrap(), before);
+            // Only the head, or only the end, of a large file.
+            for at in [0, size - 1] {
+                bytes[at] ^= 2;
+                let before = weight_files(dir.path()).unwrap();
+                std::fs::write(&path, &bytes).unwrap();
+                assert_ne!(weight_files(dir.path()).unwrap(), before, "byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_stored_probabilities_are_another_run() {
+        let example = |id: &str| Example {
+            id: id.to_string(),
+            ids: vec![1, 2],
+            learn: vec![false, true],
+            set: 0,
+        };
+        let stored = |log: f32| {
+            let top = |log_probabilities| sysgen_ops::TopK {
+                k: 1,
+                ids: vec![2],
+                log_probabilities,
+            };
+            Stored::from([("a".into(), top(vec![-0.1])), ("b".into(), top(vec![log]))])
+        };
+        let examples = [example("a"), example("b")];
+        let hash = |log, examples: &[Example]| hash_stored(&stored(log), examples);
+        assert_eq!(hash(-0.2, &examples), hash(-0.2, &examples));
+        assert_ne!(hash(-0.2, &examples), hash(-0.3, &examples));
+        assert_ne!(hash(-0.2, &examples), hash(-0.2, &examples[..1]));
+    }
 
     #[test]
     fn a_changed_key_is_said_with_both_values() {

@@ -171,6 +171,7 @@ fn train(
         &data.chat,
         &data.train.examples,
         &data.held_out.examples,
+        data.stored.as_deref(),
     )?;
     let held_out = held_out_batches(&data.held_out.examples, train, data.chat.pad_id());
     let asked = &data.rows.held_out[..train.samples.min(data.rows.held_out.len())];

@@ -525,7 +525,7 @@ pub fn refuse_other_model(checkpoint: &Checkpoint, config: &RunConfig, chat: &Ch
         identity
     };
     let was = of_the_model(checkpoint.state.identity.clone());
-    let is = of_the_model(identity(&model, chat, &[], &[])?);
+    let is = of_the_model(identity(&model, chat, &[], &[], None)?);
     let changes = differences(&was, &is);
     if !changes.is_empty() {
         bail!(

@@ -13,7 +13,7 @@ use sysgen_core::measure::peak_rss_mib;
 use sysgen_core::tell::duration;
 use sysgen_train::checkpoint::Checkpoint;
 use sysgen_train::example::Examples;
-use sysgen_train::export::{EXAMPLE_QUESTION, usage};
+use sysgen_train::export::{EXAMPLE_QUESTION, MARKER, usage};
 use sysgen_train::metrics;
 use sysgen_train::report::{self, Answer};
 use sysgen_train::run::Finished;
@@ -288,7 +288,7 @@ pub(crate) fn finished(config: &RunConfig, inputs: &str) -> Option<Summary> {
     let in_place = summary
         .export
         .as_ref()
-        .is_none_or(|path| path.join("config.json").exists());
+        .is_none_or(|path| path.join(MARKER).exists());
     (in_place && summary.inputs == inputs).then_some(summary)
 }
 
@@ -296,19 +296,34 @@ fn json_path(output_dir: &Path) -> PathBuf {
     output_dir.join("summary.json")
 }
 
-/// The effective config and the content of the small files it names; of the weights only name, size and time.
+/// The effective config and the content of the files it names; of the folders it names only the files' names, sizes and times.
 ///
 /// # Errors
-/// A file of `data.path` cannot be read.
+/// A file of `data.path` or another file that the config names cannot be read.
 pub(crate) fn inputs(config: &RunConfig, files: &FileHashes) -> Result<String> {
     let mut parts = vec![config.to_toml()];
-    for path in &config.data.path {
+    let mut named: Vec<&Path> = config.data.path.iter().map(PathBuf::as_path).collect();
+    named.extend(config.data.decontaminate.iter().map(PathBuf::as_path));
+    let mut folders = vec![config.model.path.as_path(), config.generate_model()];
+    if let Some(generate) = &config.generate {
+        named.extend([&*generate.draft_prompt, &*generate.verify_prompt]);
+    }
+    if let Some(train) = &config.train {
+        folders.push(&train.lora_adapter);
+    }
+    if let Some(distill) = &config.distill {
+        folders.push(&distill.teacher);
+    }
+    if let Some(export) = &config.export {
+        folders.push(&export.checkpoint);
+    }
+    for path in named {
         // A data set of the Hub is named by its revision, which is part of the config.
-        if HubDataset::named_by(path).is_none() {
+        if !path.as_os_str().is_empty() && HubDataset::named_by(path).is_none() {
             parts.push(files.of(path)?);
         }
     }
-    for folder in [config.model.path.as_path(), config.generate_model()] {
+    for folder in folders {
         let mut files: Vec<String> = std::fs::read_dir(folder)
             .into_iter()
             .flatten()

@@ -122,6 +122,30 @@ fn a_run_trains_exports_and_is_not_repeated() {
 }
 
 #[test]
+fn a_run_that_exports_an_adapter_is_not_repeated_until_a_file_it_names_changes() {
+    let folder = Folder::new("max_steps = 2\nmethod = \"lora\"\nlora_r = 2\neval_fraction = 0.0");
+    // Adapters belong to weights that lie in the model's folder.
+    let model = folder.dir.path().join("model");
+    let f32 = sysgen_model::ExportDtype::Of(sysgen_model::StoredDtype::F32);
+    fixture::decoder(&model).save(&model, f32, None).unwrap();
+    let benchmark = folder.dir.path().join("benchmark.txt");
+    std::fs::write(&benchmark, "Nobody asks this.").unwrap();
+    let arguments = [
+        "model.init=pretrained",
+        "export.adapter=keep",
+        "data.decontaminate=benchmark.txt",
+    ];
+    let arguments: Vec<&str> = arguments.iter().flat_map(|set| ["--set", set]).collect();
+    let run = || succeeds(&folder.run(&arguments));
+    run();
+    assert!(folder.path("export/adapter_config.json").exists());
+    assert!(run().contains("nothing was done again"));
+    std::fs::write(&benchmark, "Nor does anybody ask this.").unwrap();
+    assert!(!run().contains("nothing was done again"));
+    assert!(run().contains("nothing was done again"));
+}
+
+#[test]
 fn a_signal_saves_and_the_same_command_goes_on() {
     let undisturbed = Folder::new("max_steps = 60");
     succeeds(&undisturbed.run(&["-q"]));

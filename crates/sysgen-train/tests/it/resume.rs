@@ -234,7 +234,8 @@ fn a_run_goes_on_with_another_number_of_devices_to_the_bit() {
         let mut changing = world(with(2, 2));
         let identity = |world: &World| {
             let examples = &world.examples;
-            sysgen_train::identity::identity(&world.config, &world.chat, examples, &[]).unwrap()
+            sysgen_train::identity::identity(&world.config, &world.chat, examples, &[], None)
+                .unwrap()
         };
         let started = identity(&changing);
         changing.go_on(Some(5)).unwrap();
