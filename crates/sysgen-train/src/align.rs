@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use anyhow::Result;
+use rayon::prelude::*;
 use sysgen_chat::Chat;
 
 use crate::distill::ensure_new;
@@ -52,17 +53,18 @@ pub fn align(
         .iter()
         .map(|example| (example.id.as_str(), example))
         .collect();
+    let aligned = |example: &Example| match theirs.get(example.id.as_str()) {
+        Some(other) => beside(student, example, teacher, other),
+        // What the teacher's template refuses is learnt from the data alone.
+        None => Aligned {
+            ids: vec![0],
+            spans: Vec::new(),
+        },
+    };
+    let aligned: Vec<Aligned> = examples.par_iter().map(aligned).collect();
     let mut all = HashMap::new();
-    for example in examples {
+    for (example, aligned) in examples.iter().zip(aligned) {
         ensure_new(&all, &example.id)?;
-        let aligned = match theirs.get(example.id.as_str()) {
-            Some(other) => beside(student, example, teacher, other),
-            // What the teacher's template refuses is learnt from the data alone.
-            None => Aligned {
-                ids: vec![0],
-                spans: Vec::new(),
-            },
-        };
         all.insert(example.id.clone(), aligned);
     }
     Ok(all)

@@ -130,15 +130,30 @@ fn fit(chat: &Chat, row: &Row, max_length: usize) -> Result<Fit> {
         return Ok(Fit::Whole(whole));
     }
     let system = usize::from(row.messages.first().is_some_and(|m| m.role == Role::System));
-    let mut shortest = row.messages.clone();
-    while let Some(next_turn) = second_turn(&shortest[system..]) {
-        shortest.drain(system..system + next_turn);
-        let example = render(chat, row, &shortest)?;
+    let without = |dropped: usize| {
+        let mut messages = row.messages.clone();
+        messages.drain(system..system + dropped);
+        messages
+    };
+    let turns = later_turns(&row.messages[system..]);
+    // The more turns are dropped, the shorter it is: the fewest that are enough lie between `too_few` and `enough`.
+    let (mut too_few, mut enough, mut longest) = (0, turns.len() + 1, None);
+    while enough - too_few > 1 {
+        let middle = usize::midpoint(too_few, enough);
+        let example = render(chat, row, &without(turns[middle - 1]))?;
         if example.ids.len() <= max_length {
-            return Ok(Fit::Cut(example));
+            (enough, longest) = (middle, Some(example));
+        } else {
+            too_few = middle;
         }
     }
-    cut_question(chat, row, shortest, max_length)
+    match longest {
+        Some(example) => Ok(Fit::Cut(example)),
+        None => {
+            let shortest = without(turns.last().copied().unwrap_or(0));
+            cut_question(chat, row, shortest, max_length)
+        }
+    }
 }
 
 fn render(chat: &Chat, row: &Row, messages: &[Message]) -> Result<Example> {
@@ -157,11 +172,12 @@ fn render(chat: &Chat, row: &Row, messages: &[Message]) -> Result<Example> {
     })
 }
 
-/// Where the second turn of these messages begins, if there is one that an assistant answers.
-fn second_turn(messages: &[Message]) -> Option<usize> {
-    let last_answer = messages.iter().rposition(|m| m.role == Role::Assistant)?;
-    (1..last_answer)
-        .find(|&i| messages[i].role == Role::User && messages[i - 1].role == Role::Assistant)
+/// Where the second and every later turn of these messages begins, if an assistant answers it.
+fn later_turns(messages: &[Message]) -> Vec<usize> {
+    let last_answer = messages.iter().rposition(|m| m.role == Role::Assistant);
+    (1..last_answer.unwrap_or(0))
+        .filter(|&i| messages[i].role == Role::User && messages[i - 1].role == Role::Assistant)
+        .collect()
 }
 
 /// Keeps as much of the end of the longest question as fits, at least one character.

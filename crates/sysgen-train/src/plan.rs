@@ -7,6 +7,8 @@ use sysgen_core::config::{Optim, TrainDtype, TrainMethod, TrainSection};
 use sysgen_model::{Lora, ModelConfig, StoredDtype};
 use sysgen_ops::{moments8_bytes, nf4_bytes};
 
+use crate::example::Example;
+use crate::order::DataOrder;
 use crate::parameters::parameters;
 
 /// On a device the loss holds a slice of the vocabulary of at most 384 MiB.
@@ -120,6 +122,34 @@ impl Work {
             supervised: (tokens as f64 * supervised_share).ceil() as u64,
             micro_batches: train.gradient_accumulation_steps as u64,
             row,
+            gradient_checkpointing: train.gradient_checkpointing,
+        }
+    }
+
+    /// The mean micro-batch of the first pass over `examples`: what a step takes in time, while [`Work::of`] is what it may
+    /// take in memory. Padding is computed like every token; a token sees only its own conversation, so a row is as long as
+    /// the conversation a token is in, on average.
+    pub fn mean(train: &TrainSection, order: &mut DataOrder, examples: &[Example]) -> Work {
+        let steps = order.steps_per_epoch().min(order.total_steps()).max(1);
+        let (mut cells, mut tokens, mut squares, mut supervised) = (0, 0, 0, 0);
+        for batch in (0..steps).flat_map(|step| order.step(step)) {
+            let length = |&example: &usize| examples[example].ids.len();
+            let longest = batch
+                .iter()
+                .map(|row| row.iter().map(length).sum::<usize>());
+            cells += batch.len() * longest.max().unwrap_or(0);
+            for &example in batch.iter().flatten() {
+                let length = length(&example);
+                (tokens, squares) = (tokens + length, squares + length * length);
+                supervised += examples[example].supervised();
+            }
+        }
+        let batches = steps * train.micro_batches();
+        Work {
+            tokens: cells.div_ceil(batches) as u64,
+            supervised: supervised.div_ceil(batches) as u64,
+            micro_batches: train.gradient_accumulation_steps as u64,
+            row: squares.div_ceil(tokens.max(1)) as u64,
             gradient_checkpointing: train.gradient_checkpointing,
         }
     }
@@ -409,6 +439,48 @@ mod tests {
             memory(&llama31(), Some(&lora()), formats, work, None).activations
         };
         assert!(with(false) > 8 * with(true));
+    }
+
+    /// Conversations of 100 and 300 tokens in rows of 4096: alone in their rows, or many in each.
+    #[test]
+    fn time_goes_by_the_tokens_that_are_there() {
+        let examples: Vec<Example> = (0..80)
+            .map(|n| {
+                let length = if n % 2 == 0 { 100 } else { 300 };
+                Example {
+                    id: n.to_string(),
+                    ids: vec![0; length],
+                    learn: (0..length).map(|at| at % 4 == 1).collect(),
+                    set: 0,
+                }
+            })
+            .collect();
+        for packing in [false, true] {
+            let train = TrainSection {
+                packing,
+                per_device_train_batch_size: 1,
+                gradient_accumulation_steps: 4,
+                ..TrainSection::default()
+            };
+            let run = sysgen_core::RunConfig::default();
+            let mut order = crate::run::order(&run, &train, &examples);
+            let steps = order.steps_per_epoch() as f64;
+            let mean = Work::mean(&train, &mut order, &examples);
+            let model = llama31();
+            let found = flops(&model, None, mean) * steps;
+            // Each conversation counted by itself.
+            let alone = |row: u64| Work {
+                tokens: row,
+                supervised: row / 4,
+                micro_batches: 40,
+                row,
+                gradient_checkpointing: false,
+            };
+            let expected = flops(&model, None, alone(100)) + flops(&model, None, alone(300));
+            assert!((found / expected - 1.0).abs() < 0.01, "{found} {expected}");
+            let most = flops(&model, None, Work::of(&train, 0.25)) * steps;
+            assert!(packing || most > 15.0 * found, "{most} {found}");
+        }
     }
 
     #[test]

@@ -52,6 +52,8 @@ struct Tokens {
     packed: Utilisation,
     supervised_share: f64,
     total: f64,
+    /// A micro-batch as it is on average.
+    mean: Work,
 }
 
 /// Plans and prints.
@@ -86,7 +88,8 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
         .map_or(USUAL_SUPERVISED, |t| t.supervised_share);
     let work = Work::of(train, share);
     let memory = plan::memory(&model, lora.as_ref(), formats, work, teacher);
-    let flops = plan::flops(&model, lora.as_ref(), work);
+    let mean = tokens.as_ref().map_or(work, |tokens| tokens.mean);
+    let flops = plan::flops(&model, lora.as_ref(), mean);
     let measured = match (&data, arguments.measure) {
         (Some(data), true) => Some(measure(config, train, data)?),
         (None, true) => bail!("--measure needs rows to train on; generate the data first"),
@@ -193,7 +196,7 @@ fn rows(config: &RunConfig, train: &TrainSection) -> Result<Option<Data>> {
 }
 
 fn tokens(config: &RunConfig, train: &TrainSection, data: &Data) -> Tokens {
-    let order: DataOrder = order(config, train, &data.train.examples);
+    let mut order: DataOrder = order(config, train, &data.train.examples);
     let packed = order.utilisation();
     let all: usize = data.train.examples.iter().map(|e| e.ids.len()).sum();
     let learnt: usize = data.train.examples.iter().map(|e| e.supervised()).sum();
@@ -203,6 +206,7 @@ fn tokens(config: &RunConfig, train: &TrainSection, data: &Data) -> Tokens {
         packed,
         supervised_share: learnt as f64 / all.max(1) as f64,
         total: epochs * packed.tokens as f64,
+        mean: Work::mean(train, &mut order, &data.train.examples),
     }
 }
 

@@ -24,11 +24,12 @@ pub struct StepRows {
 }
 
 impl StepRows {
-    /// The mean loss of all learnt tokens of the step.
+    /// The mean loss of all learnt tokens of the step; not a number when that of a row is not finite.
     pub fn loss(&self) -> f64 {
         let rows = self.losses.iter().zip(&self.supervised_tokens);
         let sum: f64 = rows
-            .map(|(loss, &tokens)| f64::from(loss.unwrap_or(0.0)) * tokens as f64)
+            .filter(|(_, tokens)| **tokens > 0)
+            .map(|(loss, &tokens)| loss.map_or(f64::NAN, f64::from) * tokens as f64)
             .sum();
         sum / self.supervised_tokens.iter().sum::<usize>().max(1) as f64
     }
@@ -63,4 +64,21 @@ pub fn read(path: &Path) -> Result<Vec<StepRows>> {
         }
     }
     Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_with_a_row_that_is_not_finite_has_no_loss() {
+        let step = |losses: [Option<f32>; 3]| StepRows {
+            losses: losses.to_vec(),
+            supervised_tokens: vec![3, 0, 1],
+            ..StepRows::default()
+        };
+        // A row without learnt tokens has none either, and does not count.
+        assert_eq!(step([Some(1.0), None, Some(3.0)]).loss(), 1.5);
+        assert!(step([Some(1.0), None, None]).loss().is_nan());
+    }
 }

@@ -52,31 +52,38 @@ pub(crate) fn trace(config: &RunConfig, arguments: &TraceArguments) -> Result<()
 
 fn of_step(step: &StepRows) -> String {
     let mut lines = vec![format!(
-        "step {}: {} rows, loss {:.4}\n{:>8}  {:>7}  row",
+        "step {}: {} rows, loss {}\n{:>10}  {:>7}  row",
         step.step,
         step.rows.len(),
-        step.loss(),
+        match step.loss() {
+            loss if loss.is_finite() => format!("{loss:.4}"),
+            _ => "not finite".to_string(),
+        },
         "loss",
         "learnt"
     )];
     for (row, loss, tokens) in step.worst_first() {
-        lines.push(format!("{:>8}  {tokens:>7}  {row}", number(loss)));
+        lines.push(format!("{:>10}  {tokens:>7}  {row}", number(loss, tokens)));
     }
     lines.join("\n")
 }
 
 fn of_row(steps: &[StepRows], row: &str) -> Vec<String> {
-    let mut lines = vec![format!("{:>8}  {:>8}  learnt", "step", "loss")];
+    let mut lines = vec![format!("{:>8}  {:>10}  learnt", "step", "loss")];
     for step in steps {
         for (place, _) in step.rows.iter().enumerate().filter(|(_, id)| *id == row) {
-            let loss = number(step.losses.get(place).copied().flatten());
             let learnt = step.supervised_tokens.get(place).copied().unwrap_or(0);
-            lines.push(format!("{:>8}  {loss:>8}  {learnt}", step.step));
+            let loss = number(step.losses.get(place).copied().flatten(), learnt);
+            lines.push(format!("{:>8}  {loss:>10}  {learnt}", step.step));
         }
     }
     lines
 }
 
-fn number(loss: Option<f32>) -> String {
-    loss.map_or_else(|| "none".to_string(), |loss| format!("{loss:.4}"))
+fn number(loss: Option<f32>, learnt: usize) -> String {
+    match loss {
+        Some(loss) => format!("{loss:.4}"),
+        None if learnt == 0 => "none".to_string(),
+        None => "not finite".to_string(),
+    }
 }

@@ -65,6 +65,40 @@ fn what_is_too_long_loses_history_then_question_and_never_the_answer() {
     );
 }
 
+/// Held against the walk that drops one turn after the other.
+#[test]
+fn no_more_turns_are_dropped_than_have_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::model_folder(dir.path());
+    let chat = fixture::chat(dir.path());
+    let turn = |n: usize| {
+        [
+            Message::user("q".repeat(3 + n * 7 % 5)),
+            Message::assistant("a".repeat(1 + n * 5 % 7)),
+        ]
+    };
+    for system in [0, 1] {
+        let mut messages = vec![Message::system("Be brief."); system];
+        messages.extend((0..9).flat_map(turn));
+        // What is asked last has no answer, and is no turn to keep.
+        messages.push(Message::user("and?"));
+        let lengths: Vec<usize> = (0..9)
+            .map(|dropped| {
+                let kept = &messages[system + 2 * dropped..];
+                let kept = [&messages[..system], kept].concat();
+                chat.render(&kept).unwrap().ids.len()
+            })
+            .collect();
+        let row = Row::new("long", messages);
+        for limit in lengths[8]..=lengths[0] {
+            let fitted = prepare(&chat, std::slice::from_ref(&row), limit, true);
+            let dropped = lengths.iter().position(|&length| length <= limit).unwrap();
+            assert_eq!(fitted.examples[0].ids.len(), lengths[dropped], "{limit}");
+            assert_eq!(fitted.cut.len(), usize::from(dropped > 0));
+        }
+    }
+}
+
 #[test]
 fn an_answer_of_weight_zero_is_not_learnt_even_where_older_turns_are_cut() {
     let dir = tempfile::tempdir().unwrap();
