@@ -17,7 +17,9 @@ use sysgen_chat::Chat;
 use sysgen_core::NoRoom;
 use sysgen_core::config::Optim;
 use sysgen_core::files::{write_atomically, write_directory_atomically};
-use sysgen_model::{ADAPTER_CONFIG, Decoder, ExportDtype, Parameter, StoredDtype, WeightDtype};
+use sysgen_model::{
+    ADAPTER_CONFIG, Decoder, ExportDtype, Mapped, Parameter, StoredDtype, WeightDtype,
+};
 use sysgen_ops::{AdamW, MomentOrder, Moments, Moments8, Quantised};
 
 use crate::identity::Identity;
@@ -387,7 +389,8 @@ fn load_moments(
     parameters: &[Parameter],
     device: &Device,
 ) -> Result<Vec<State>> {
-    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    // Twice as large as the weights: in memory is only what a tensor is made of.
+    let bytes = Mapped::open(path)?;
     let file =
         SafeTensors::deserialize(&bytes).with_context(|| format!("reading {}", path.display()))?;
     let read = |which: &str, name: &str, shape: &[usize]| -> Result<TensorData> {
@@ -406,6 +409,7 @@ fn load_moments(
             .chunks_exact(4)
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
             .collect();
+        bytes.forget(view.data());
         Ok(TensorData::new(values, shape))
     };
     let quantised = |which: &str, name: &str, count: usize| -> Result<Quantised> {
@@ -421,8 +425,10 @@ fn load_moments(
         );
         let scales = format!("scales.{name}");
         let scales = read(which, &scales, &[Moments8::scales_of(count)])?;
+        let values = codes.data().to_vec();
+        bytes.forget(codes.data());
         Ok(Quantised {
-            codes: codes.data().to_vec(),
+            codes: values,
             scales: scales.try_to_vec().context("scales are f32")?,
         })
     };

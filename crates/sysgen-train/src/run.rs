@@ -250,18 +250,23 @@ impl Run<'_> {
                 self.or_go_on_later(journal.add(&line), &progress)?;
             }
             show.step(&line);
-            self.refuse_too_many_nonfinite_steps(&line, &progress)?;
-
+            let too_many = self.too_many_nonfinite_steps(&line, &progress);
             let stop = interrupt::requested() || stop_after == Some(progress.step);
             let best = improved && train.load_best_model_at_end;
             let saves = match train.save_strategy {
                 SaveStrategy::Steps => every(train.save_steps),
                 SaveStrategy::Epoch => order.ends_epoch(progress.step),
             };
-            if last || stop || best || saves {
+            if last || stop || best || saves || too_many.is_some() {
                 let saved = journal.sync().and_then(|()| self.save(&trainer, &progress));
                 let saved = self.or_go_on_later(saved, &progress)?;
                 show.saved(&saved);
+                if let Some(why) = too_many {
+                    bail!(
+                        "{why}. Skipped steps change no weight: {} is whole; raise train.max_nonfinite_steps to go on from there",
+                        saved.display()
+                    );
+                }
                 if stop && !last {
                     return Ok(Outcome::Interrupted(saved));
                 }
@@ -422,10 +427,9 @@ impl Run<'_> {
         )
     }
 
-    fn refuse_too_many_nonfinite_steps(&self, line: &Line, progress: &Progress) -> Result<()> {
-        let Some(rows) = &line.skipped_rows else {
-            return Ok(());
-        };
+    /// Says that a step was skipped; that the run has to stop, where it was one too many.
+    fn too_many_nonfinite_steps(&self, line: &Line, progress: &Progress) -> Option<String> {
+        let rows = line.skipped_rows.as_ref()?;
         let what = match line.loss {
             None => "the loss",
             Some(_) => "the gradient",
@@ -435,16 +439,13 @@ impl Run<'_> {
             "step {}: {what} is not finite; the step is skipped. Rows: {rows}",
             line.step
         );
-        if progress.nonfinite_steps >= self.train.max_nonfinite_steps.max(1) {
-            bail!(
+        (progress.nonfinite_steps >= self.train.max_nonfinite_steps.max(1)).then(|| {
+            format!(
                 "stopped: {} steps had a loss or gradient that is not finite (train.max_nonfinite_steps = {}), the last one \
                  at step {} with the rows {rows}; lower train.learning_rate, or look at these rows",
-                progress.nonfinite_steps,
-                self.train.max_nonfinite_steps,
-                line.step
-            );
-        }
-        Ok(())
+                progress.nonfinite_steps, self.train.max_nonfinite_steps, line.step
+            )
+        })
     }
 }
 

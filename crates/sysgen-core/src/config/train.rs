@@ -105,9 +105,11 @@ pub struct TrainSection {
     pub report_to: Vec<ReportTo>,
     /// When checkpoints are saved on the way; default `steps`.
     pub save_strategy: SaveStrategy,
-    /// Optimizer steps between checkpoints, 0 for only at the end; default 0.
+    /// Optimizer steps between checkpoints with `save_strategy = "steps"`, 0 for only at the end; default 500. What is done
+    /// since the newest is lost with a power cut, `kill -9` or a full device.
     pub save_steps: usize,
-    /// Checkpoints kept, 0 for all; default 2.
+    /// Checkpoints kept, the newest ones, 0 for all; default 1. An older one goes when the newer one is whole, so the disk
+    /// holds one more for a while; one of all of a model's weights has 12 bytes for each of them.
     pub save_total_limit: usize,
     /// Optimizer steps between lines of metrics; default 1.
     pub logging_steps: usize,
@@ -159,8 +161,8 @@ impl Default for TrainSection {
             obedience_probe: false,
             report_to: Vec::new(),
             save_strategy: SaveStrategy::Steps,
-            save_steps: 0,
-            save_total_limit: 2,
+            save_steps: 500,
+            save_total_limit: 1,
             logging_steps: 1,
             max_nonfinite_steps: 3,
             samples: 3,

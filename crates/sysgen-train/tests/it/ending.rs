@@ -83,6 +83,13 @@ fn too_many_steps_that_are_not_finite_stop_the_run_and_name_the_rows() {
             .iter()
             .all(|line| !line.skipped_rows.as_ref().unwrap().is_empty())
     );
+    // Skipped steps change no weight: what came before them is not lost.
+    let mut found = checkpoint::find(world.output.path()).unwrap().complete;
+    let newest = found.pop().unwrap();
+    assert_eq!(newest.state.progress.step, skipped[1].step);
+    assert_eq!(newest.state.progress.nonfinite_steps, 2);
+    let name = format!("checkpoint-{} is whole", skipped[1].step);
+    assert!(error.contains(&name), "{error}");
 }
 
 #[test]

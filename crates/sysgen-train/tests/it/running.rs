@@ -146,6 +146,7 @@ pub(crate) fn train() -> TrainSection {
     TrainSection {
         eval_steps: 5,
         save_steps: 4,
+        save_total_limit: 2,
         ..fixture::train_section()
     }
 }

@@ -2,8 +2,7 @@
 
 use super::given::{Given, quoted};
 use crate::config::{
-    ALL_LINEAR, BestMetric, CrossTokenizer, DeviceChoice, DistillSection, SaveStrategy,
-    TrainSection, Variant,
+    ALL_LINEAR, BestMetric, CrossTokenizer, DeviceChoice, DistillSection, TrainSection, Variant,
 };
 
 pub(super) fn check_train(train: &TrainSection, given: &Given) {
@@ -86,12 +85,6 @@ pub(super) fn check_train(train: &TrainSection, given: &Given) {
         "train.gradient_accumulation_steps",
     );
     given.at_least(train.logging_steps, 1, "train.logging_steps");
-    given.check(
-        train.save_strategy == SaveStrategy::Steps || train.save_steps == 0,
-        "train.save_steps",
-        train.save_steps,
-        "cannot go with save_strategy = \"epoch\"; leave one of both out",
-    );
     given.at_least(train.max_nonfinite_steps, 1, "train.max_nonfinite_steps");
     let above_zero = |value: f64| value.is_finite() && value > 0.0;
     for (value, key) in [
