@@ -61,6 +61,7 @@ pub fn write_directory_atomically<T>(
 ) -> Result<T> {
     let path = &link_target(path);
     create_parent(path)?;
+    remove_abandoned(path);
     let temporary = Temporary::beside(path)?;
     fs::create_dir(&temporary.path).map_err(|error| explain("create", path, error))?;
     let filled = fill(&temporary.path).and_then(|value| {
@@ -109,6 +110,32 @@ pub(crate) fn remove_leftovers(directory: &Path) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with('.') && name.contains(WRITING) {
+            tracing::warn!("removing {}, left half-written", entry.path().display());
+            remove(&entry.path());
+        }
+    }
+}
+
+/// Removes what killed processes of this machine left of the folder `path`, beside it, wherever that is: no lock guards an export
+/// outside `output_dir`. Where the system cannot be asked who is alive, nothing is removed.
+fn remove_abandoned(path: &Path) {
+    let processes = Path::new("/proc");
+    if !processes.join("self").exists() {
+        return;
+    }
+    let Some(name) = path.file_name() else { return };
+    let writing = format!(".{}{WRITING}", name.to_string_lossy());
+    let Ok(entries) = fs::read_dir(parent_of(path)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let process = name
+            .strip_prefix(&writing)
+            .and_then(|end| end.split_once('-'));
+        let process = process.and_then(|(process, _)| process.parse::<u32>().ok());
+        if process.is_some_and(|process| !processes.join(process.to_string()).exists()) {
             tracing::warn!("removing {}, left half-written", entry.path().display());
             remove(&entry.path());
         }
@@ -169,6 +196,8 @@ impl Temporary {
         hidden.push(name);
         hidden.push(format!("{WRITING}{}-{count}", std::process::id()));
         let path = path.with_file_name(hidden);
+        // Of an earlier process with our number, which in a container is often the same.
+        remove(&path);
         Ok(Temporary { path, keep: false })
     }
 
@@ -296,6 +325,37 @@ mod tests {
             "{said}"
         );
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_a_killed_process_left_of_a_folder_goes_with_the_next_attempt() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let (dead, living) = (ended.id(), std::os::unix::process::parent_id());
+        ended.wait().unwrap();
+        let left = |name: &str, process: u32| format!(".{name}{WRITING}{process}-0");
+        for name in [
+            left("export", dead),
+            left("export", living),
+            left("other", dead),
+            ".export.writing-up".to_string(),
+        ] {
+            fs::create_dir(folder.path().join(&name)).unwrap();
+            fs::write(folder.path().join(&name).join("half"), "half").unwrap();
+        }
+        write_directory_atomically(&folder.path().join("export"), |new| {
+            Ok(fs::write(new.join("a"), "whole")?)
+        })
+        .unwrap();
+        let mut expected = [
+            left("export", living),
+            left("other", dead),
+            ".export.writing-up".to_string(),
+            "export".to_string(),
+        ];
+        expected.sort();
+        assert_eq!(names(folder.path()), expected);
     }
 
     #[test]

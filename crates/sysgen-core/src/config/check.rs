@@ -7,7 +7,7 @@ mod train;
 
 use std::cell::RefCell;
 use std::fs;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use super::origin::Origins;
 use super::{AdapterExport, DataSection, Engine, ExistingSystem, HubDataset, MultiTurn, RunConfig};
@@ -103,23 +103,7 @@ fn check(config: &RunConfig, given: &Given) {
         check_distill(distill, config.train.as_ref(), given);
     }
     if config.export.is_some() {
-        let path = config.export_path();
-        let same = matches!(
-            (fs::canonicalize(&path), fs::canonicalize(&config.model.path)),
-            (Ok(export), Ok(model)) if export == model
-        );
-        given.check(
-            !same,
-            "export.path",
-            path.display(),
-            "must not be model.path, which it would replace",
-        );
-        given.check(
-            !path.is_file(),
-            "export.path",
-            path.display(),
-            "must be a folder, and this is a file",
-        );
+        check_export_path(config, given);
     }
     if let Some(export) = &config.export
         && !export.checkpoint.as_os_str().is_empty()
@@ -139,6 +123,66 @@ fn check(config: &RunConfig, given: &Given) {
             "needs train.method = \"lora\" or \"qlora\": without an adapter there is none to keep",
         );
     }
+}
+
+/// An export replaces the whole folder: nothing that the run reads or writes may be in it.
+fn check_export_path(config: &RunConfig, given: &Given) {
+    let path = config.export_path();
+    given.check(
+        !path.is_file(),
+        "export.path",
+        path.display(),
+        "must be a folder, and this is a file",
+    );
+    let cache = config.output_dir.join("cache");
+    let data = config.generated_data_dir();
+    let mut others: Vec<(&str, &Path)> = vec![
+        ("model.path", &config.model.path),
+        ("output_dir", &config.output_dir),
+        ("the run's cache", &cache),
+        ("the run's data", &data),
+    ];
+    others.extend(
+        config
+            .data
+            .path
+            .iter()
+            .map(|path| ("data.path", path.as_path())),
+    );
+    if let Some(generate) = &config.generate {
+        others.push(("generate.model", &generate.model));
+    }
+    if let Some(train) = &config.train {
+        others.push(("train.lora_adapter", &train.lora_adapter));
+    }
+    if let Some(distill) = &config.distill {
+        others.push(("distill.teacher", &distill.teacher));
+    }
+    let export = resolved(&path);
+    for (name, other) in others {
+        let inside = !other.as_os_str().is_empty() && resolved(other).starts_with(&export);
+        let rule = match resolved(other) == export {
+            true => format!("must not be {name}, which it would replace"),
+            false => {
+                format!("must not hold {name}, which it would replace with the rest of the folder")
+            }
+        };
+        given.check(!inside, "export.path", path.display(), rule);
+    }
+}
+
+/// The path without links and dots, as far as it is there already.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let mut resolved = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(resolved.pop()),
+            part => resolved.push(part),
+        }
+        resolved = fs::canonicalize(&resolved).unwrap_or(resolved);
+    }
+    resolved
 }
 
 fn check_data(data: &DataSection, given: &Given) {

@@ -309,6 +309,78 @@ fn export_writes_the_newest_checkpoint() {
     assert!(std::fs::read(folder.path("export/model.safetensors")).unwrap() == checkpoint);
 }
 
+/// What is said of the exported model.
+fn card(folder: &Folder) -> String {
+    std::fs::read_to_string(folder.path("export/README.md")).unwrap()
+}
+
+#[test]
+fn the_best_model_is_exported_and_its_card_speaks_of_it() {
+    let folder = Folder::new(
+        "max_steps = 12\neval_steps = 1\nload_best_model_at_end = true\neval_fraction = 0.2\nlr_scheduler_type = \"constant\"",
+    );
+    succeeds(&folder.run(&["--set", "train.learning_rate=1.0"]));
+    let summary: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path("summary.json")).unwrap()).unwrap();
+    let best = summary["best_step"].as_u64().unwrap();
+    let loss = format!(
+        "| held-out loss after | {} |",
+        summary["held_out_loss_after"]
+    );
+    let steps = format!("| steps | {best} |");
+    let said = card(&folder);
+    assert!(
+        said.contains(&steps) && said.contains(&loss) && said.contains("best evaluation of 12"),
+        "{said}"
+    );
+    let weights = || std::fs::read(folder.path("export/model.safetensors")).unwrap();
+    let by_the_run = weights();
+    succeeds(&folder.run(&["export", "--set", "train.learning_rate=1.0"]));
+    assert!(weights() == by_the_run, "export takes another checkpoint");
+    let said = card(&folder);
+    assert!(said.contains(&steps) && said.contains(&loss), "{said}");
+}
+
+#[test]
+fn a_checkpoint_is_not_exported_with_another_model_or_template() {
+    let folder = Folder::new("max_steps = 2\nmethod = \"lora\"");
+    succeeds(&folder.run(&["--set", "export=false"]));
+    let other = folder.dir.path().join("other");
+    fixture::model_folder(&other);
+    for (set, expected) in [
+        ("model.path=other", "model.path was model, is other"),
+        (
+            "model.system_role=own_turn",
+            "tokenizer and chat template was",
+        ),
+        (
+            "model.init=pretrained",
+            "model.init was random, is pretrained",
+        ),
+    ] {
+        let (_, stderr) = text(&folder.run(&["export", "--set", set]));
+        assert!(
+            stderr.contains("was trained with another model") && stderr.contains(expected),
+            "{set}: {stderr}"
+        );
+        assert!(!folder.path("export").exists(), "{set}");
+    }
+    succeeds(&folder.run(&["export", "--set", "train.learning_rate=1.0"]));
+}
+
+#[test]
+fn a_folder_that_is_no_export_is_named_before_anything_is_done() {
+    let folder = Folder::new("max_steps = 2");
+    std::fs::create_dir(folder.dir.path().join("mine")).unwrap();
+    std::fs::write(folder.dir.path().join("mine/thesis.tex"), "years").unwrap();
+    let (_, stderr) = text(&folder.run(&["--set", "export.path=mine"]));
+    assert!(
+        stderr.contains("export.path: mine holds files that are not an export"),
+        "{stderr}"
+    );
+    assert!(!folder.path("metrics.jsonl").exists());
+}
+
 #[test]
 fn a_dry_run_prints_the_effective_config_and_writes_nothing() {
     let folder = Folder::new("");

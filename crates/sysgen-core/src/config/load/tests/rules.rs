@@ -58,6 +58,18 @@ fn paths_that_do_not_fit_are_named() {
             "export.path=FOLDER/model",
             "path = model in [export] must not be model.path, which it would replace",
         ),
+        (
+            "export.path=runs/a",
+            "path = runs/a in [export] must not be output_dir, which it would replace",
+        ),
+        (
+            "export.path=runs/b/../../runs",
+            "path = runs/b/../../runs in [export] must not hold output_dir, which it would replace with the rest of the folder",
+        ),
+        (
+            "export.path=runs/a/data",
+            "path = runs/a/data in [export] must not be the run's data, which it would replace",
+        ),
     ] {
         let shown = set.replace("FOLDER/", "");
         refused(
