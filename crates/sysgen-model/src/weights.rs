@@ -201,6 +201,7 @@ impl Weights {
 
 /// A parameter as the model keeps it.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant)] // a model has a few hundred
 pub(crate) enum Kept {
     Vector(Tensor<1>),
     /// With the adapter beside it.

@@ -58,7 +58,8 @@ pub fn parameters(config: &ModelConfig, lora: Option<&Lora>) -> Parameters {
     counted
 }
 
-fn is_target(name: &str, lora: &Lora) -> bool {
+/// Whether a parameter has an adapter beside it, if it is a projection.
+pub(crate) fn is_target(name: &str, lora: &Lora) -> bool {
     let module = name.trim_end_matches(".weight").rsplit('.').next();
     lora.target_modules.is_empty()
         || lora

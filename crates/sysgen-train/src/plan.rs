@@ -4,12 +4,12 @@
 //! of the size given by [`Formats`]; `BENCHMARKS.md` has them beside measured peaks.
 
 use sysgen_core::config::{Optim, TrainDtype, TrainMethod, TrainSection};
-use sysgen_model::{Lora, ModelConfig, StoredDtype};
+use sysgen_model::{Lora, ModelConfig, StoredDtype, parameter_shapes};
 use sysgen_ops::{moments8_bytes, nf4_bytes};
 
 use crate::example::Example;
 use crate::order::DataOrder;
-use crate::parameters::parameters;
+use crate::parameters::{is_target, parameters};
 
 /// On a device the loss holds a slice of the vocabulary of at most 384 MiB.
 const DEVICE_LOGITS: u64 = 384 << 20;
@@ -282,10 +282,7 @@ pub fn memory(
     Memory {
         weights: projections + tables + vectors + adapters * 4 + whole,
         gradients: 4 * gradients,
-        optimizer: match formats.eight_bit_states {
-            true => moments8_bytes(counted.trained as usize) as u64,
-            false => 8 * counted.trained,
-        },
+        optimizer: optimizer(counted.trained, formats),
         activations: (kept + back + inputs) * formats.activation_bytes,
         loss: loss(config, work, formats.device),
         teacher: teacher.map_or(0, |teacher| teacher.bytes(work, formats)),
@@ -294,6 +291,42 @@ pub fn memory(
         } else {
             CPU_PROGRAM
         },
+    }
+}
+
+/// What an export needs on the host beside the model that was trained (`sysgen_model::Decoder::save_merged`), whatever device
+/// that is on: the largest parameter in f32 and what it is read from; where an adapter is merged, the update and their sum, too,
+/// and with DoRA the sum at the length of its rows.
+pub fn export(config: &ModelConfig, lora: Option<&Lora>) -> u64 {
+    let shapes = parameter_shapes(config).into_iter();
+    let bytes = shapes.map(|(name, shape)| {
+        let count: u64 = shape.iter().map(|&n| n as u64).product();
+        let projection = name.contains(".layers.") && shape.len() == 2;
+        let merged = lora.is_some_and(|lora| projection && is_target(&name, lora));
+        count
+            * match (merged, lora.is_some_and(|lora| lora.dora)) {
+                (true, true) => 16,
+                (true, false) => 12,
+                (false, _) => 8,
+            }
+    });
+    bytes.max().unwrap_or(0)
+}
+
+/// What a checkpoint takes on the disk: what is trained, and the optimizer's moments.
+pub fn checkpoint(config: &ModelConfig, lora: Option<&Lora>, formats: Formats) -> u64 {
+    let counted = parameters(config, lora);
+    let weights = match lora {
+        Some(_) => counted.trained * 4,
+        None => counted.matrices * formats.weight_bytes + (counted.model - counted.matrices) * 4,
+    };
+    weights + optimizer(counted.trained, formats)
+}
+
+fn optimizer(trained: u64, formats: Formats) -> u64 {
+    match formats.eight_bit_states {
+        true => moments8_bytes(trained as usize) as u64,
+        false => 8 * trained,
     }
 }
 
@@ -481,6 +514,19 @@ mod tests {
             let most = flops(&model, None, Work::of(&train, 0.25)) * steps;
             assert!(packing || most > 15.0 * found, "{most} {found}");
         }
+    }
+
+    #[test]
+    fn an_export_of_phi4_needs_a_table_or_a_few_projections_and_a_checkpoint_12_bytes_a_weight() {
+        // 100,352 words of 5120 numbers; gate and up together have 35,840 rows.
+        assert_eq!(export(&phi4(), None), 100_352 * 5120 * 8);
+        assert_eq!(export(&phi4(), Some(&lora())), 100_352 * 5120 * 8);
+        assert_eq!(export(&llama31(), Some(&lora())), 128_256 * 4096 * 8);
+        let formats = Formats::of(&with(TrainMethod::Full), StoredDtype::Bf16, true);
+        assert_eq!(checkpoint(&phi4(), None, formats), 12 * 14_659_507_200);
+        let formats = Formats::of(&with(TrainMethod::Lora), StoredDtype::Bf16, true);
+        let bytes = checkpoint(&llama31(), Some(&lora()), formats);
+        assert_eq!(bytes, 12 * 41_943_040);
     }
 
     #[test]

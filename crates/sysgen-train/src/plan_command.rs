@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use sysgen_core::command_line::RunArguments;
-use sysgen_core::config::{ModelInit, Optim, TrainDtype, TrainMethod, TrainSection};
+use sysgen_core::config::{
+    AdapterExport, ExportSection, ModelInit, Optim, TrainDtype, TrainMethod, TrainSection,
+};
 use sysgen_core::measure::{forget_peak_rss, median, peak_rss_mib};
 use sysgen_core::size::{parse_bytes, readable};
 use sysgen_core::{RunConfig, tell};
@@ -100,12 +102,17 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
         .device_tflops
         .map(|tflops| flops / (tflops * 1e12 * USUAL_UTILISATION)));
     let counted = parameters(&model, lora.as_ref());
+    let keeps = |export: &ExportSection| export.adapter == AdapterExport::Keep;
+    let exports = config.export.as_ref().filter(|export| !keeps(export));
+    let exports = exports.map(|_| plan::export(&model, lora.as_ref()));
+    let checkpoint = plan::checkpoint(&model, lora.as_ref(), formats);
     let further = plan::further_device(&memory, counted.trained);
     let further = (train.devices.len() > 1).then_some(further);
     if arguments.json {
         let steps = tokens.as_ref().map(|t| t.steps);
         tell(json!({
             "parameters": counted, "memory_bytes": memory, "total_bytes": memory.total(), "flops_per_step": flops,
+            "export_bytes": exports, "checkpoint_bytes": checkpoint,
             "devices": train.devices.len().max(1), "further_device_bytes": further.as_ref().map(Memory::total),
             "steps": steps, "tokens": tokens.as_ref().map(|t| t.total),
             "supervised_share": share, "packing_utilisation": tokens.as_ref().map(|t| t.packed.share),
@@ -139,6 +146,16 @@ pub(crate) fn plan(config: &RunConfig, arguments: &PlanArguments) -> Result<()> 
             (train.samples * train.max_length) as u64,
             formats.activation_bytes,
         ))
+    ));
+    if let Some(exports) = exports {
+        lines.push(format!(
+            "  exporting: {} of the host's memory beside the model",
+            readable(exports)
+        ));
+    }
+    lines.push(format!(
+        "  a checkpoint: {} of the disk",
+        readable(checkpoint)
     ));
     if let Some(peak) = measured.as_ref().and_then(|measured| measured.peak) {
         lines.push(format!(

@@ -14,11 +14,13 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use sysgen_core::config::Optim;
-use sysgen_model::{Decoder, Device, ExportDtype, ModelConfig, StoredDtype};
+use sysgen_model::{Decoder, Device, ExportDtype, Lora, ModelConfig, StoredDtype};
 use sysgen_ops::AdamW;
 use sysgen_train::batch::Batch;
+use sysgen_train::method::check_merge;
 use sysgen_train::optim::Optimizer;
 use sysgen_train::parameters::parameters;
+use sysgen_train::plan::export;
 use sysgen_train::trainer::Trainer;
 use tempfile::TempDir;
 
@@ -227,6 +229,47 @@ fn most_in_a_step(decoder: Decoder, optimizer_in_backward: bool) -> usize {
     MOST.store(HELD.load(Relaxed), Relaxed);
     assert!(trainer.step(&batch, 1e-3).applied);
     MOST.load(Relaxed)
+}
+
+/// Written and compared, an export holds a parameter at a time beside the model, its adapter merged or not.
+#[test]
+fn an_export_holds_what_the_plan_says_beside_the_model() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let small = json!({"vocab_size": 512, "model_type": "phi3"});
+    for (changes, dora) in [
+        (json!({}), None),
+        (small.clone(), Some(false)),
+        (small, Some(true)),
+    ] {
+        let config = shape(changes, StoredDtype::Bf16);
+        let mut decoder = Decoder::random(config.clone(), 1, &Device::flex()).in_bf16();
+        if let Some(dora) = dora {
+            let lora = Lora {
+                rank: 8,
+                alpha: 16.0,
+                dropout: 0.0,
+                target_modules: Vec::new(),
+                rslora: false,
+                dora,
+            };
+            decoder = decoder.with_lora(lora, 2).unwrap();
+        }
+        let dir = TempDir::new().unwrap();
+        let before = HELD.load(Relaxed);
+        MOST.store(before, Relaxed);
+        let dtype = ExportDtype::Of(StoredDtype::Bf16);
+        let look = |merge: &_| check_merge(merge).map(drop);
+        decoder.save_merged(dir.path(), dtype, None, &look).unwrap();
+        decoder.compare_saved(dir.path(), dtype, None).unwrap();
+        let most = (MOST.load(Relaxed) - before) as f64;
+        let planned = export(&config, decoder.lora()) as f64;
+        println!("dora {dora:?}: {most} of {planned} bytes");
+        // Beside it headers, buffers and the threads' panels.
+        assert!(
+            most < planned + 6e6 && most > 0.4 * planned,
+            "dora {dora:?}: {most} of {planned}"
+        );
+    }
 }
 
 #[test]

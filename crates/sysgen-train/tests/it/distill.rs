@@ -265,6 +265,37 @@ fn a_row_that_does_not_fit_its_stored_probabilities_is_counted_and_left_out() {
     }
 }
 
+/// `plan --measure` trains as a run does: with what is stored, and on all devices.
+#[test]
+fn a_plan_measures_with_stored_probabilities_and_further_devices() {
+    let world = World::new();
+    world.store(fixture::VOCAB, |_| ());
+    let config = "output_dir = \"run\"\ndevice = \"cpu\"\n[model]\npath = \"student\"\n[data]\npath = \"rows.jsonl\"\n\
+         existing_system = \"keep\"\n[train]\nmax_length = 128\nper_device_train_batch_size = 1\neval_fraction = 0.0\n\
+         samples = 0\nmax_steps = 4\n[distill]\n";
+    std::fs::write(world.dir.path().join("c.toml"), config).unwrap();
+    for sets in [
+        vec![],
+        vec!["train.devices=[\"cpu\", \"cpu\"]"],
+        vec![
+            "train.devices=[\"cpu\", \"cpu\"]",
+            "distill.teacher=teacher",
+        ],
+    ] {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_sysgen-train"));
+        program.current_dir(world.dir.path());
+        program.args(["plan", "--measure", "--json", "--config", "c.toml"]);
+        for set in &sets {
+            program.args(["--set", set]);
+        }
+        let output = program.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{sets:?}: {said}");
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(plan["seconds_per_step"].as_f64().unwrap() > 0.0, "{plan}");
+    }
+}
+
 #[test]
 fn stored_probabilities_of_another_tokenizer_are_refused() {
     let world = World::new();
