@@ -116,11 +116,18 @@ pub enum Outcome<T> {
     Failed(String),
 }
 
-/// Told of each outcome the moment it is known, with the request's index; `Break` ends the batch.
-pub type OnDone<'a, T> = &'a mut dyn FnMut(usize, Outcome<T>) -> ControlFlow<()>;
+/// Told of each outcome the moment it is known, with the request's index; `Break` ends the batch. A prompt that it gives back
+/// is for a generator that takes more (`Generator::takes_more`), and its index is the next number.
+pub type OnDone<'a, T> = &'a mut dyn FnMut(usize, Outcome<T>) -> ControlFlow<(), Option<Prompt>>;
 
 /// A language model. A request's outcome must depend on the request alone, not on its neighbours.
 pub trait Generator {
+    /// With how many prompts `complete` begins where it takes more from `on_done`, one for each outcome; none where it answers
+    /// what it is given, as the next batch waits for it.
+    fn takes_more(&self) -> Option<usize> {
+        None
+    }
+
     /// Answers every prompt, in any order.
     ///
     /// # Errors

@@ -327,8 +327,10 @@ fn hand_on<T>(
     failure: &mut Option<anyhow::Error>,
 ) -> ControlFlow<()> {
     match result {
-        Ok(value) => on_done(i, Outcome::Done(value)),
-        Err(Refused::TooLong { tokens, .. }) => on_done(i, Outcome::TooLong(tokens)),
+        Ok(value) => on_done(i, Outcome::Done(value)).map_continue(|_| ()),
+        Err(Refused::TooLong { tokens, .. }) => {
+            on_done(i, Outcome::TooLong(tokens)).map_continue(|_| ())
+        }
         Err(refused) => {
             *failure = Some(anyhow!(refused).context("generating"));
             ControlFlow::Break(())

@@ -4,7 +4,7 @@
 mod request;
 mod streak;
 
-use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -90,24 +90,22 @@ impl Endpoint {
         })
     }
 
-    /// Starts the threads that send `prompts`; they end when there is nothing left to send, or on `stop`.
-    fn send(&self, prompts: Vec<Prompt>, stop: &Arc<AtomicBool>) -> Receiver<(usize, Reception)> {
-        let threads = self.settings.max_parallel_requests.min(prompts.len());
-        let waiting = Arc::new(Mutex::new(
-            prompts.into_iter().enumerate().collect::<VecDeque<_>>(),
-        ));
-        let (sender, receiver): (Sender<(usize, Reception)>, _) = channel();
+    /// Starts `threads` that send what they are given, one prompt after the other, until nothing more can come, or on `stop`.
+    fn start(&self, threads: usize, stop: &Arc<AtomicBool>) -> (Sender<Asked>, Receiver<Received>) {
+        let (queue, waiting) = channel::<Asked>();
+        let waiting = Arc::new(Mutex::new(waiting));
+        let (sender, receiver) = channel();
         for _ in 0..threads {
             let (waiting, sender) = (Arc::clone(&waiting), sender.clone());
             let (client, stop) = (Arc::clone(&self.client), Arc::clone(stop));
             // Not scoped: after Ctrl-C nobody waits ten minutes for an endpoint that is silent.
             std::thread::spawn(move || {
                 let next = || {
-                    let mut waiting = waiting.lock().unwrap_or_else(|held| held.into_inner());
-                    waiting.pop_front()
+                    let waiting = waiting.lock().unwrap_or_else(|held| held.into_inner());
+                    waiting.recv()
                 };
                 while !stop.load(Ordering::Relaxed) {
-                    let Some((i, prompt)) = next() else {
+                    let Ok((i, prompt)) = next() else {
                         return;
                     };
                     if sender.send((i, client.ask(&prompt, &stop))).is_err() {
@@ -116,7 +114,7 @@ impl Endpoint {
                 }
             });
         }
-        receiver
+        (queue, receiver)
     }
 
     /// Counts that request `i` came to nothing; the error that ends the run when it was too much in a row.
@@ -137,18 +135,50 @@ impl Endpoint {
 }
 
 impl Generator for Endpoint {
+    /// Twice as many as are under way, so that a thread finds a prompt while outcomes are written down.
+    fn takes_more(&self) -> Option<usize> {
+        Some(self.settings.max_parallel_requests.saturating_mul(2))
+    }
+
     fn complete(&mut self, prompts: Vec<Prompt>, on_done: OnDone<'_, Reply>) -> Result<()> {
         let stop = Arc::new(AtomicBool::new(false));
         let _stop_on_return = StopOnDrop(Arc::clone(&stop));
-        let receiver = self.send(prompts, &stop);
+        let threads = self.settings.max_parallel_requests.min(prompts.len());
+        let (queue, receiver) = self.start(threads, &stop);
+        let mut requests = Requests {
+            queue: Some(queue),
+            asked: 0,
+            under_way: 0,
+            on_done,
+        };
+        for prompt in prompts {
+            requests.ask(prompt);
+        }
         self.streak.begin();
         // A refusal is the row's fault only if the endpoint answers others: it is held back until a request that was
         // begun later is answered.
         let mut refused: Vec<(usize, String)> = Vec::new();
         let mut stopping: Option<Instant> = None;
         loop {
+            if requests.under_way == 0 || requests.queue.is_none() {
+                // No later one is to come.
+                for (i, reason) in std::mem::take(&mut refused) {
+                    let outcome = match self.has_answered {
+                        true => Outcome::Refused(reason),
+                        false => Outcome::Failed(reason),
+                    };
+                    if requests.done(i, outcome).is_break() && !interrupt::requested() {
+                        return Ok(());
+                    }
+                }
+                if requests.under_way == 0 {
+                    return Ok(());
+                }
+            }
             if interrupt::requested() && stopping.is_none() {
                 stop.store(true, Ordering::Relaxed);
+                // Threads that wait for a prompt end.
+                requests.queue = None;
                 stopping = Some(Instant::now());
             }
             if stopping.is_some_and(|since| since.elapsed() > GRACE) {
@@ -157,20 +187,21 @@ impl Generator for Endpoint {
             let (i, reception) = match receiver.recv_timeout(GLANCE) {
                 Ok(received) => received,
                 Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
+            requests.under_way -= 1;
             let flow = match reception {
                 Reception::Reply(reply) => {
                     self.streak.answered(i);
                     self.has_answered = true;
                     for (i, reason) in refused.extract_if(.., |(earlier, _)| *earlier < i) {
-                        let _ = on_done(i, Outcome::Refused(reason));
+                        let _ = requests.done(i, Outcome::Refused(reason));
                     }
-                    on_done(i, Outcome::Done(reply))
+                    requests.done(i, Outcome::Done(reply))
                 }
                 Reception::TooLong => {
                     self.streak.set_aside(i);
-                    on_done(i, Outcome::TooLong(0))
+                    requests.done(i, Outcome::TooLong(0))
                 }
                 Reception::Refused(reason) => {
                     self.failed(i, &reason)?;
@@ -179,7 +210,7 @@ impl Generator for Endpoint {
                 }
                 Reception::Failed(reason) => {
                     self.failed(i, &reason)?;
-                    on_done(i, Outcome::Failed(reason))
+                    requests.done(i, Outcome::Failed(reason))
                 }
                 Reception::Fatal(reason) => bail!("{}: {reason}", self.client.address()),
                 Reception::Stopped => continue,
@@ -188,23 +219,48 @@ impl Generator for Endpoint {
                 return Ok(());
             }
         }
-        for (i, reason) in refused {
-            let outcome = if self.has_answered {
-                Outcome::Refused(reason)
-            } else {
-                Outcome::Failed(reason)
-            };
-            if on_done(i, outcome).is_break() {
-                break;
-            }
-        }
-        Ok(())
     }
 
     fn choose(&mut self, _: Vec<Judgement>, _: OnDone<'_, Judged>) -> Result<()> {
         bail!(
             "generate.verify.method = \"score\" cannot go with engine = \"openai\"; set method = \"generate\""
         )
+    }
+}
+
+/// A prompt with its number.
+type Asked = (usize, Prompt);
+/// What came of the request of that number.
+type Received = (usize, Reception);
+
+/// The requests of one call: they are begun in the order of their numbers.
+struct Requests<'a> {
+    /// Where the threads take their prompts from; none once nothing more is to be begun.
+    queue: Option<Sender<Asked>>,
+    /// How many there were so far.
+    asked: usize,
+    /// Without an outcome.
+    under_way: usize,
+    on_done: OnDone<'a, Reply>,
+}
+
+impl Requests<'_> {
+    fn ask(&mut self, prompt: Prompt) {
+        if let Some(queue) = &self.queue
+            && queue.send((self.asked, prompt)).is_ok()
+        {
+            self.asked += 1;
+            self.under_way += 1;
+        }
+    }
+
+    /// Tells the outcome of request `i`, and asks what follows from it.
+    fn done(&mut self, i: usize, outcome: Outcome<Reply>) -> ControlFlow<()> {
+        let more = (self.on_done)(i, outcome)?;
+        if let Some(prompt) = more {
+            self.ask(prompt);
+        }
+        ControlFlow::Continue(())
     }
 }
 

@@ -1,25 +1,28 @@
-//! Rows on their way through the phases, in chunks; in each wave every row of the chunk asks for what it needs next, and each
-//! answer is in the log the moment it is known. What follows from the answers is left to `steps`, what is
+//! Rows on their way through the phases. A local model gets them in chunks; in each wave every row of the chunk asks for what
+//! it needs next. An endpoint gets a row's next request as soon as its last one is answered. Each answer is in the log the
+//! moment it is known. What follows from the answers is left to `steps`, what is
 //! written in the end to `finish`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
 use anyhow::{Result, bail};
 use sysgen_core::config::{GenerateSection, Variant};
 use sysgen_core::interrupt;
 
-use crate::generator::{Generator, Judgement, Outcome, Prompt};
+use crate::generator::{Generator, Judgement, Outcome, Prompt, Reply};
 use crate::input::Row;
 use crate::log::{Answer, Answers, Entry, Log, Phase};
 use crate::progress::Progress;
 use crate::shard::Shard;
-use crate::steps::{Plan, Request, Step};
+use crate::steps::{Ask, Plan, Request, Step};
 use crate::summary::Summary;
 use crate::throughput::Throughput;
 
 /// Rows in flight per slot of the engine: enough that a slot which is free early finds another request.
 const ROWS_PER_SLOT: usize = 16;
+/// Answers after which a stream makes sure that the log is on the disk.
+const ANSWERS_PER_SYNC: usize = 1024;
 
 /// The rows' way through the phases, by the answers in the log.
 pub(crate) struct Session<'a> {
@@ -94,17 +97,17 @@ impl Session<'_> {
         let expected = waiting.iter().map(|row| self.answers_to_come(row)).sum();
         let throughput = Throughput::of(&summary.dataset.with_file_name(""));
         let mut progress = Progress::new(rows.len(), done, had, expected, throughput);
-        let mut outcome = Ok(());
         let mut unanswered = BTreeMap::new();
-        for chunk in waiting.chunks(generate.batch_size.max(1) * ROWS_PER_SLOT) {
-            outcome = self.go_through(chunk, generator.as_mut(), &mut progress, &mut unanswered);
-            if let Some(log) = &self.log {
-                log.sync()?;
-            }
-            if outcome.is_err() || interrupt::requested() {
-                break;
-            }
-        }
+        let generator = generator.as_mut();
+        let outcome = match generator.takes_more() {
+            Some(begun) => self.stream(&waiting, begun, generator, &mut progress, &mut unanswered),
+            None => waiting
+                .chunks(generate.batch_size.max(1) * ROWS_PER_SLOT)
+                .try_for_each(|chunk| {
+                    self.go_through(chunk, generator, &mut progress, &mut unanswered)
+                }),
+        };
+        self.sync()?;
         progress.finish();
         (summary.tokens, summary.seconds) = progress.totals();
         outcome?;
@@ -135,6 +138,89 @@ impl Session<'_> {
         (system + turns).saturating_sub(had).max(1)
     }
 
+    /// Takes every row through all it needs, each at its own pace, `begun` of them side by side; stops early when
+    /// interrupted. `unanswered` as in `go_through`.
+    fn stream(
+        &mut self,
+        rows: &[&Row],
+        begun: usize,
+        generator: &mut dyn Generator,
+        progress: &mut Progress,
+        unanswered: &mut BTreeMap<String, String>,
+    ) -> Result<()> {
+        let mut coming = rows.iter().copied();
+        let mut under_way: HashMap<usize, (&Row, Place)> = HashMap::new();
+        let mut prompts = Vec::new();
+        for row in coming.by_ref().take(begun) {
+            // Every row waits for an answer, or it would not be here.
+            if let Some((place, prompt)) = self.ask(row)? {
+                under_way.insert(prompts.len(), (row, place));
+                prompts.push(prompt);
+            }
+        }
+        let mut asked = prompts.len();
+        let mut heard = 0;
+        let mut failure = None;
+        generator.complete(prompts, &mut |i, outcome| {
+            heard += 1;
+            let (row, place) = under_way.remove(&i).expect("a request has one outcome");
+            let tokens = tokens_of(&outcome);
+            let mut goes_on = Some(row);
+            let next = || -> Result<Option<(&Row, Place, Prompt)>> {
+                match answer_of(outcome, Answer::Reply) {
+                    Ok(answer) => {
+                        progress.answer(tokens);
+                        let log = self.log.as_mut().expect("a log is open");
+                        log.append(&place.entry(answer))?;
+                        if heard % ANSWERS_PER_SYNC == 0 {
+                            log.sync()?;
+                        }
+                    }
+                    Err(reason) => {
+                        unanswered.insert(row.id.clone(), reason);
+                        goes_on = None;
+                    }
+                }
+                while let Some(row) = goes_on.take().or_else(|| coming.next()) {
+                    if let Some((place, prompt)) = self.ask(row)? {
+                        return Ok(Some((row, place, prompt)));
+                    }
+                    progress.row();
+                }
+                Ok(None)
+            };
+            match next() {
+                Err(error) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
+                Ok(_) if interrupt::requested() => ControlFlow::Break(()),
+                Ok(None) => ControlFlow::Continue(None),
+                Ok(Some((row, place, prompt))) => {
+                    under_way.insert(asked, (row, place));
+                    asked += 1;
+                    ControlFlow::Continue(Some(prompt))
+                }
+            }
+        })?;
+        all_heard(failure, heard, asked)
+    }
+
+    /// What `row` asks an endpoint for next; none when it needs nothing more.
+    fn ask<'r>(&self, row: &'r Row) -> Result<Option<(Place<'r>, Prompt)>> {
+        let Step::Ask(ask) = self.next(row)? else {
+            return Ok(None);
+        };
+        match self.plan.request(row, &ask) {
+            (place, Request::Complete(prompt)) => Ok(Some((Place::of(row, place, &ask), prompt))),
+            (_, Request::Choose(_)) => bail!("an endpoint cannot choose labels"),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.log.as_ref().map_or(Ok(()), Log::sync)
+    }
+
     /// Takes the rows of one chunk through all they need, wave by wave; stops early when interrupted.
     /// `unanswered` gets the rows that the model did not answer this time, with the reason.
     fn go_through(
@@ -160,13 +246,8 @@ impl Session<'_> {
                     continue;
                 };
                 still_waiting.push(row);
-                let ((phase, attempt), request) = self.plan.request(row, &ask);
-                let place = Place {
-                    row: &row.id,
-                    phase,
-                    attempt,
-                    system_hash: ask.system_hash(),
-                };
+                let (place, request) = self.plan.request(row, &ask);
+                let place = Place::of(row, place, &ask);
                 match request {
                     Request::Complete(prompt) => {
                         writes.push(place);
@@ -180,7 +261,7 @@ impl Session<'_> {
             }
             waiting = still_waiting;
             if waiting.is_empty() {
-                return Ok(());
+                break;
             }
             let asked = prompts.len() + judgements.len();
             let mut heard = 0;
@@ -192,7 +273,7 @@ impl Session<'_> {
                     Ok(answer) => answer,
                     Err(reason) => {
                         unanswered.insert(place.row.to_string(), reason);
-                        return ControlFlow::Continue(());
+                        return ControlFlow::Continue(None);
                     }
                 };
                 progress.answer(tokens);
@@ -203,15 +284,12 @@ impl Session<'_> {
                 if interrupt::requested() {
                     ControlFlow::Break(())
                 } else {
-                    ControlFlow::Continue(())
+                    ControlFlow::Continue(None)
                 }
             };
             if !prompts.is_empty() {
                 generator.complete(prompts, &mut |i, outcome| {
-                    let tokens = match &outcome {
-                        Outcome::Done(reply) => reply.prompt_tokens + reply.reply_tokens,
-                        _ => 0,
-                    };
+                    let tokens = tokens_of(&outcome);
                     note(&writes[i], answer_of(outcome, Answer::Reply), tokens)
                 })?;
             }
@@ -224,16 +302,28 @@ impl Session<'_> {
                     note(&choices[i], answer_of(outcome, Answer::Judged), tokens)
                 })?;
             }
-            if let Some(failure) = failure {
-                return Err(failure);
-            }
-            if heard < asked && !interrupt::requested() {
-                bail!(
-                    "the engine answered {heard} of {asked} requests; this is a fault of the program"
-                );
-            }
+            all_heard(failure, heard, asked)?;
         }
-        Ok(())
+        self.sync()
+    }
+}
+
+/// That nothing failed and every request has its outcome, unless the run was asked to stop.
+fn all_heard(failure: Option<anyhow::Error>, heard: usize, asked: usize) -> Result<()> {
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    if heard < asked && !interrupt::requested() {
+        bail!("the engine answered {heard} of {asked} requests; this is a fault of the program");
+    }
+    Ok(())
+}
+
+/// Tokens read and written for a reply.
+fn tokens_of(outcome: &Outcome<Reply>) -> usize {
+    match outcome {
+        Outcome::Done(reply) => reply.prompt_tokens + reply.reply_tokens,
+        _ => 0,
     }
 }
 
@@ -255,7 +345,16 @@ struct Place<'a> {
     system_hash: Option<u64>,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    fn of(row: &'a Row, (phase, attempt): (Phase, usize), ask: &Ask) -> Place<'a> {
+        Place {
+            row: &row.id,
+            phase,
+            attempt,
+            system_hash: ask.system_hash(),
+        }
+    }
+
     fn entry(&self, answer: Answer) -> Entry {
         Entry {
             row: self.row.to_string(),

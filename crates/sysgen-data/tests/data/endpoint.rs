@@ -222,6 +222,39 @@ fn parallel_requests_are_bounded() {
 }
 
 #[test]
+fn a_slow_answer_holds_no_other_row_back() {
+    let bench = Bench::new();
+    let answers = AtomicUsize::new(0);
+    let in_vain = Arc::new(AtomicUsize::new(0));
+    let vain = Arc::clone(&in_vain);
+    let server = Server::start(move |request| {
+        let body: Value = serde_json::from_str(&request.body).unwrap();
+        if body["max_tokens"] == 1024 {
+            answers.fetch_add(1, Ordering::SeqCst);
+        } else if request.body.contains("User: Question 0?") {
+            // The first draft comes when all other rows are done with their last phase.
+            let begun = Instant::now();
+            while answers.load(Ordering::SeqCst) < ROWS - 1 {
+                if begun.elapsed() > Duration::from_secs(20) {
+                    vain.fetch_add(1, Ordering::SeqCst);
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        good(request)
+    });
+    let settings = [
+        "generate.openai.max_parallel_requests=2",
+        "generate.openai.timeout_seconds=60",
+    ];
+    let config = config(&bench, &server.url, &settings);
+    assert_eq!(run(&config).unwrap().funnel.kept, ROWS);
+    assert_eq!(in_vain.load(Ordering::SeqCst), 0);
+    nothing_twice(&config);
+}
+
+#[test]
 fn an_endpoint_that_is_down_stops_the_run_and_loses_nothing() {
     let bench = Bench::new();
     let asked = Arc::new(AtomicUsize::new(0));
