@@ -104,6 +104,13 @@ pub(crate) fn row_wise(client: &Client, rows: usize, width: usize) -> (CubeCount
     (grid(client, rows), CubeDim::new_1d(units as u32))
 }
 
+/// Units of a plane, if all planes of the device have as many.
+pub(crate) fn plane_size(client: &Client) -> Option<usize> {
+    let hardware = &client.properties().hardware;
+    let [least, most] = [hardware.plane_size_min, hardware.plane_size_max];
+    (least == most).then_some(most as usize)
+}
+
 /// At least `count` cubes.
 pub(crate) fn grid(client: &Client, count: usize) -> CubeCount {
     CubeCountSelection::new(client, count as u32).cube_count()
@@ -172,8 +179,30 @@ pub(crate) fn cube_max(value: f32, slots: &mut Shared<[f32]>) -> f32 {
     largest
 }
 
-/// `tanh` that stays finite where a driver computes it from `exp`.
+/// `tanh` that stays finite where a driver computes it from `exp`, and of a NaN a NaN: `max` and `min` of CUDA, and some
+/// drivers' own `tanh`, would make a number of it.
 #[cube]
 pub(crate) fn bounded_tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    min(max(x, Vector::new(-15.0)), Vector::new(15.0)).tanh()
+    let bounded = min(max(x, Vector::new(-15.0)), Vector::new(15.0));
+    select_many(x.is_nan(), x, bounded.tanh())
+}
+
+/// `cap · tanh(x / cap)` if it is `capped`.
+#[cube]
+pub(crate) fn softcapped<N: Size>(
+    x: Vector<f32, N>,
+    cap: f32,
+    #[comptime] capped: bool,
+) -> Vector<f32, N> {
+    if capped {
+        Vector::new(cap) * bounded_tanh(x / Vector::new(cap))
+    } else {
+        x
+    }
+}
+
+/// [`softcapped`] of one number.
+#[cube]
+pub(crate) fn softcapped_number(x: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+    softcapped::<Const<1>>(Vector::new(x), cap, capped).extract(0usize)
 }

@@ -235,11 +235,7 @@ fn pack_left(a: Matrix, row: usize, rows: usize, depth: usize, taken: usize, pac
         let first = tile * TILE_ROWS;
         let count = (rows - first).min(TILE_ROWS);
         let source = a.from(row + first, depth);
-        if a.column == 1 {
-            f32::transpose(source, a.row, count, taken, packed, TILE_ROWS);
-        } else {
-            f32::copy(source, a.column, taken, count, packed, TILE_ROWS);
-        }
+        f32::copy(source, a.column, taken, count, packed, TILE_ROWS);
     }
 }
 

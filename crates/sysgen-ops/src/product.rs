@@ -196,7 +196,8 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize, const PACKED: bool, cons
                     *sum = simd.mul_add_f32s(left, right[v], *sum);
                 }
             }
-            a = a.add(a_column);
+            // After the last step neither points into its matrix.
+            a = a.wrapping_add(a_column);
             b = b.wrapping_add(p.b_row);
         }
         for (i, sums) in sums.iter().enumerate() {

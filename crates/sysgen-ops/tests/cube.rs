@@ -16,7 +16,16 @@ fn device() -> Option<Device> {
 #[test]
 fn kernels_agree_with_the_cpu() {
     let Some(device) = device() else { return };
-    let comparisons = parity::compare(&device, DType::F32);
+    let operations = parity::operations().filter(|&op| {
+        let runs = op != "paged_attention" || parity::has_one_plane_size(&device);
+        if !runs {
+            eprintln!("SKIPPED: {op}, since the planes of this device differ in size");
+        }
+        runs
+    });
+    let comparisons: Vec<_> = operations
+        .flat_map(|op| parity::compare_operation(op, &device, DType::F32))
+        .collect();
     for comparison in &comparisons {
         println!("{comparison}");
     }

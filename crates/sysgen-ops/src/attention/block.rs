@@ -9,8 +9,8 @@ use cubecl::prelude::*;
 
 use super::AttentionShape;
 use crate::launch::{
-    addresses, bounded_tanh, buffer, cube_max, cube_sum, element, elementwise, empty, empty_like,
-    plane_slots, row_wise,
+    addresses, buffer, cube_max, cube_sum, element, elementwise, empty, empty_like, plane_slots,
+    row_wise, softcapped_number,
 };
 
 /// Below every score; WGSL has no infinity.
@@ -170,14 +170,17 @@ fn weigh<F: Float>(
     let mut largest = f32::new(LOWEST);
     let mut j = begin + UNIT_POS as usize;
     while j < end {
-        largest = max(largest, softcapped(scores[start + j] * scale, cap, capped));
+        largest = max(
+            largest,
+            softcapped_number(scores[start + j] * scale, cap, capped),
+        );
         j += CUBE_DIM as usize;
     }
     let largest = cube_max(largest, &mut slots);
     let mut sum = 0.0f32;
     let mut j = begin + UNIT_POS as usize;
     while j < end {
-        sum += (softcapped(scores[start + j] * scale, cap, capped) - largest).exp();
+        sum += (softcapped_number(scores[start + j] * scale, cap, capped) - largest).exp();
         j += CUBE_DIM as usize;
     }
     let sum = cube_sum(sum, &mut slots);
@@ -185,7 +188,7 @@ fn weigh<F: Float>(
     while j < place.width {
         let mut weight = 0.0f32;
         if j >= begin && j < end {
-            let s = softcapped(scores[start + j] * scale, cap, capped);
+            let s = softcapped_number(scores[start + j] * scale, cap, capped);
             weight = (s - largest).exp() / sum;
         }
         weights[start + j] = F::cast_from(weight);
@@ -226,7 +229,7 @@ fn differentiate<F: Float>(
     let mut weight = 0.0f32;
     let mut d_score = 0.0f32;
     if j >= begin && j <= place.diagonal + query {
-        let s = softcapped(scores[ABSOLUTE_POS] * scale, cap, capped);
+        let s = softcapped_number(scores[ABSOLUTE_POS] * scale, cap, capped);
         weight = (s - sums[place.sum + head * place.time + query]).exp();
         let pull = pull[(place.token + query) * place.heads + head];
         d_score = weight * (d_weights[ABSOLUTE_POS] - pull) * scale;
@@ -236,13 +239,4 @@ fn differentiate<F: Float>(
     }
     weights[ABSOLUTE_POS] = F::cast_from(weight);
     d_scores[ABSOLUTE_POS] = F::cast_from(d_score);
-}
-
-#[cube]
-fn softcapped(score: f32, cap: f32, #[comptime] capped: bool) -> f32 {
-    if capped {
-        cap * bounded_tanh::<Const<1>>(Vector::new(score / cap)).extract(0usize)
-    } else {
-        score
-    }
 }

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use crate::launch::{bounded_tanh, cube_max, cube_sum, plane_slots};
+use crate::launch::{cube_max, cube_sum, plane_slots, softcapped};
 
 /// Below every logit; WGSL has no infinity.
 const LOWEST: f64 = -3e38;
@@ -110,17 +110,4 @@ pub(super) fn differentiate<G: Float, F: Float, N: Size>(
         d *= Vector::new(1.0) - t * t;
     }
     d_logits[i] = Vector::cast_from(d);
-}
-
-#[cube]
-fn softcapped<N: Size>(
-    logits: Vector<f32, N>,
-    cap: f32,
-    #[comptime] capped: bool,
-) -> Vector<f32, N> {
-    if capped {
-        Vector::new(cap) * bounded_tanh(logits / Vector::new(cap))
-    } else {
-        logits
-    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::{Bench, numbers};
+use super::{Bench, not_a_number, numbers};
 use crate::{
     AdamW, Adapter, AttentionShape, Dropout, LinearWeight, MomentOrder, Moments, Moments8, Nf4,
     PagedCache, PagedRun, PagedShape, Quantised, Segments,
@@ -21,6 +21,18 @@ pub(super) fn rms_norm(bench: &mut Bench) {
             });
         }
     }
+    bench.pass("3x8192 of one sign", &[&[3, 8192], &[8192]], |x| {
+        let rows = of_one_sign(&x[0]).reshape([3, 8192]);
+        crate::rms_norm(rows, x[1].clone().cast(DType::F32), 1e-6, false)
+    });
+}
+
+/// Between 0 and 1/16: the sum of thousands of them, or of their squares, is lost in a format of eight bits, which stops
+/// growing at 256 times what is added. It stays small enough for f16.
+fn of_one_sign(x: &Tensor<1>) -> Tensor<1> {
+    // By way of f32, since a weight's gradient is f32 and must not meet an `abs` in another format.
+    let wide = x.clone().cast(DType::F32).abs().mul_scalar(1.0 / 16.0);
+    wide.cast(x.dtype())
 }
 
 pub(super) fn rope(bench: &mut Bench) {
@@ -105,9 +117,19 @@ pub(super) fn linear(bench: &mut Bench) {
             });
         }
     }
+    bench.pass("7x8192x5 of one sign", &[&[7, 8192], &[5, 8192]], |x| {
+        let rows = of_one_sign(&x[0]).reshape([7, 8192]);
+        crate::linear(rows, of_one_sign(&x[1]).reshape([5, 8192]), None)
+    });
 }
 
+/// Without a soft-cap and with one.
+const CAPS: [Option<f32>; 2] = [None, Some(3.0)];
+
 pub(super) fn linear_cross_entropy(bench: &mut Bench) {
+    for softcap in CAPS {
+        not_a_number::cross_entropy(bench, softcap);
+    }
     // The last one is wider than a slice of the vocabulary.
     for (positions, dim, vocab) in [
         (0, 4, 5),
@@ -116,7 +138,7 @@ pub(super) fn linear_cross_entropy(bench: &mut Bench) {
         (129, 64, 3001),
         (7, 20, 40_003),
     ] {
-        for softcap in [None, Some(3.0)] {
+        for softcap in CAPS {
             let targets: Vec<u32> = (0..positions as u32)
                 .map(|i| (i * 7919 + 1) % vocab as u32)
                 .collect();
@@ -182,6 +204,9 @@ pub(super) fn some_weight(count: usize) -> Vec<f32> {
 }
 
 pub(super) fn attention(bench: &mut Bench) {
+    for softcap in CAPS {
+        not_a_number::attention(bench, softcap);
+    }
     let options = [
         (None, None),
         (Some(1), None),
@@ -229,6 +254,9 @@ pub(super) fn attention(bench: &mut Bench) {
 }
 
 pub(super) fn paged_attention(bench: &mut Bench) {
+    for softcap in CAPS {
+        not_a_number::paged_attention(bench, softcap);
+    }
     // Two texts that share their first block, a third one; blocks in no order.
     let blocks: [&[u32]; 3] = [
         &[5, 2, 9, 0, 11, 3, 7, 12, 1],

@@ -4,6 +4,7 @@
 
 mod cases;
 mod distillation;
+mod not_a_number;
 
 use std::fmt;
 
@@ -70,6 +71,14 @@ impl fmt::Display for Comparison {
     }
 }
 
+/// Whether all planes (warps) of `device` have one size, as `paged_attention` needs them. Those of some graphics cards differ
+/// from kernel to kernel; NVIDIA's have 32 units.
+#[cfg(feature = "cube")]
+pub fn has_one_plane_size(device: &Device) -> bool {
+    let probe = crate::device::primitive(Tensor::<1>::empty([1], device));
+    crate::launch::plane_size(&probe.client).is_some()
+}
+
 /// The names of all operations with a device side.
 pub fn operations() -> impl Iterator<Item = &'static str> {
     OPERATIONS.iter().map(|(op, _)| *op)
@@ -117,6 +126,17 @@ impl Bench {
         shapes: &[&[usize]],
         run: impl Fn(&[Tensor<1>]) -> Tensor<D>,
     ) {
+        for (result, [ours, exact]) in self.results(shapes, run) {
+            self.record(format!("{case}: {result}"), &ours, &exact);
+        }
+    }
+
+    /// Output and gradients of `run` by name: the device's and the CPU's.
+    fn results<const D: usize>(
+        &self,
+        shapes: &[&[usize]],
+        run: impl Fn(&[Tensor<1>]) -> Tensor<D>,
+    ) -> Vec<(String, [Vec<f32>; 2])> {
         let results = |device: Device, dtype: DType| {
             let device = device.autodiff();
             let inputs: Vec<Tensor<1>> = shapes
@@ -139,13 +159,15 @@ impl Bench {
         };
         let exact = results(Device::flex(), DType::F32);
         let ours = results(self.device.clone(), self.dtype);
-        for (index, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
-            let case = match index {
-                0 => format!("{case}: output"),
-                _ => format!("{case}: gradient {index}"),
-            };
-            self.record(case, ours, exact);
-        }
+        let names = (0..).map(|index| match index {
+            0 => "output".to_string(),
+            _ => format!("gradient {index}"),
+        });
+        let pairs = ours
+            .into_iter()
+            .zip(exact)
+            .map(|(ours, exact)| [ours, exact]);
+        names.zip(pairs).collect()
     }
 
     /// Notes how far `ours` is from `exact`. Results that should be 0 are rounding noise of inputs around 1, hence the

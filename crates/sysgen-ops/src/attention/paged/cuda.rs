@@ -7,7 +7,8 @@ use cubecl::prelude::*;
 use super::{PagedRun, PagedShape};
 use crate::attention::AttentionShape;
 use crate::launch::{
-    addresses, buffer, contiguous, element, elementwise, empty_like, grid, upload, vector_size,
+    addresses, buffer, contiguous, element, elementwise, empty_like, grid, plane_size,
+    softcapped_number, upload, vector_size,
 };
 
 /// Numbers of a position in [`Positions::numbers`].
@@ -145,7 +146,9 @@ pub(super) fn attend(
     let [count, heads, _] = q.meta.shape().dims();
     let out = empty_like(&q);
     let group = heads / kv_heads;
-    let lanes = q.client.properties().hardware.plane_size_max as usize;
+    let lanes = plane_size(&q.client).expect(
+        "paged attention divides a head among the units of a plane, and this device's planes differ in size",
+    );
     let planes = (SHARED_BYTES / (group * (size + 2) * size_of::<f32>())).clamp(1, PLANES);
     // A plane reads a key at once where the head is wide enough.
     let tensors = [&q, keys, values];
@@ -279,10 +282,7 @@ fn look<F: Float, N: Size>(
             for part in 0..share {
                 product += queries[head * share + part] * key[part];
             }
-            let mut score = plane_sum(product.vector_sum());
-            if capped {
-                score = cap * min(max(score / cap, -15.0), 15.0).tanh();
-            }
+            let score = softcapped_number(plane_sum(product.vector_sum()), cap, capped);
             let before = largest[head];
             let now = max(before, score);
             let (fade, weight) = ((before - now).exp(), (score - now).exp());
