@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::{DType, Device};
+use sysgen_ops::decide_tf32;
 
 use crate::cuda::{self, cuda_needs};
 use crate::memory;
@@ -29,6 +30,12 @@ pub fn device(spec: &str) -> Result<Device> {
             cuda(index)
         }
     }
+}
+
+/// Lets every GPU of this process round f32 numbers to TF32 to multiply them. Without it they do not, as in PyTorch; to be
+/// called before [`device`] first opens one.
+pub fn allow_tf32() {
+    decide_tf32(true);
 }
 
 /// Whether weights in bf16 can be kept on it, and computed with.
@@ -75,6 +82,8 @@ fn cuda(index: usize) -> Result<Device> {
             count.saturating_sub(1)
         );
     };
+    // Burn would use it, and settles with the first product.
+    decide_tf32(false);
     memory::using(gpu_name(index));
     Ok(device)
 }

@@ -42,7 +42,7 @@ pub use config::{Activation, Biases, Family, ModelConfig, SUPPORTED, StoredDtype
 pub use cuda::{Need, cuda_needs};
 pub use decode_steps::DecodeSteps;
 pub use decoder::Decoder;
-pub use device::{device, device_name, device_names, has_bf16};
+pub use device::{allow_tf32, device, device_name, device_names, has_bf16};
 pub use encoder::{Encoder, EncoderConfig, EncoderFamily, SUPPORTED_ENCODERS};
 pub use ids::{Ids, read_ids};
 pub use mapped::Mapped;

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
 
 #[cfg(feature = "cuda")]
 fn device() -> Device {
+    sysgen_ops::decide_tf32(false);
     Device::cuda(0)
 }
 

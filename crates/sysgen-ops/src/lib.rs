@@ -37,6 +37,7 @@ mod rms_norm;
 mod rope;
 mod rows;
 mod simd;
+mod tf32;
 
 pub use adamw::{
     AdamW, MomentOrder, Moments, Moments8, Quantised, adamw_8bit_step, adamw_step, moments8_bytes,
@@ -60,6 +61,7 @@ pub use packed::{Packed, packed_linear};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use rows::add_rows;
+pub use tf32::{decide_tf32, tf32_is_allowed};
 
 /// The operations in plain Burn tensors: slow and obvious, what the fused ones are tested against.
 pub mod reference {

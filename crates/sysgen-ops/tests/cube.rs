@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, Device, DeviceKind, DeviceType, Tensor, TensorData};
 use sysgen_ops::{
-    AttentionShape, Graph, PagedCache, PagedRun, PagedShape, StepInputs, StepNumbers, parity,
+    AttentionShape, Graph, PagedCache, PagedRun, PagedShape, StepInputs, StepNumbers, decide_tf32,
+    parity, tf32_is_allowed,
 };
 
 fn device() -> Option<Device> {
@@ -10,6 +11,7 @@ fn device() -> Option<Device> {
         eprintln!("SKIPPED: no Vulkan device, so no kernel was run");
         return None;
     }
+    decide_tf32(false);
     Some(Device::wgpu(DeviceKind::DefaultDevice))
 }
 
@@ -102,4 +104,11 @@ fn a_pass_is_recorded_or_refused_and_reads_the_newest_numbers_either_way() {
     }
     let elsewhere = std::thread::scope(|scope| scope.spawn(|| graph.replay().err()).join());
     assert!(elsewhere.unwrap().unwrap().contains("thread"));
+}
+
+#[test]
+fn what_was_first_said_about_tf32_stands() {
+    decide_tf32(false);
+    decide_tf32(true);
+    assert!(!tf32_is_allowed());
 }

@@ -34,11 +34,12 @@ const CPU: Tolerance = Tolerance {
     grad_norm: 1e-4,
 };
 
-/// A GPU may multiply f32 matrices with mantissas of 10 bits (TF32).
+/// In full f32, but with sums in an order of its own; ten times the CPU's, since no GPU has been measured. TF32, which would
+/// need as much again, is off (`sysgen_model::device`).
 const GPU: Tolerance = Tolerance {
-    logits: 1e-2,
-    mean_loss: 1e-3,
-    grad_norm: 1e-2,
+    logits: 1e-3,
+    mean_loss: 1e-4,
+    grad_norm: 1e-3,
 };
 
 /// Weights and all that is between them have eight bits, the reference has 24. PyTorch's own bf16 differs from its f32 on these

@@ -10,7 +10,7 @@ use sysgen_core::files::write_atomically;
 use sysgen_core::hash::FileHashes;
 use sysgen_core::message::Message;
 use sysgen_core::{RunConfig, lock_output, note_start, tell};
-use sysgen_model::{Decoder, Device, device, device_name, doing};
+use sysgen_model::{Decoder, Device, allow_tf32, device, device_name, doing};
 use sysgen_train::check_page::{self, table};
 use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::export::{Export, refuse_foreign_folder};
@@ -51,6 +51,9 @@ pub(crate) fn run(config: &RunConfig) -> Result<()> {
     }
     if config.export.is_some() {
         refuse_foreign_folder(&config.export_path()).context("export.path")?;
+    }
+    if config.train.as_ref().is_some_and(|train| train.tf32) {
+        allow_tf32();
     }
     let device = device(&config.device.to_string())?;
     let devices = method::devices(config)?;

@@ -66,6 +66,9 @@ pub struct TrainSection {
     /// those that adapters stand beside; `f32`; `bf16` halves them: each step is taken in f32 and rounded stochastically, so
     /// that small steps are not lost. On a GPU what is between the weights has their format. Default `auto`.
     pub dtype: TrainDtype,
+    /// Whether a GPU may round f32 numbers to TF32, which keeps 10 bits of 23, to multiply them faster; it then does so in all
+    /// that this program does, generating included. Products of bf16 are as fast either way. Default false.
+    pub tf32: bool,
     /// The optimizer; default `adamw`.
     pub optim: Optim,
     /// Highest learning rate; default 1e-6.
@@ -143,6 +146,7 @@ impl Default for TrainSection {
             num_train_epochs: 3.0,
             max_steps: 0,
             dtype: TrainDtype::Auto,
+            tf32: false,
             optim: Optim::Adamw,
             learning_rate: 1e-6,
             lr_scheduler_type: LrScheduler::Cosine,

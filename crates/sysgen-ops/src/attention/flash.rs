@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use burn::backend::ops::AttentionModuleOptions;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::attention::{
     attention_backward, attention_with_logsumexp, backward_serves,
 };
@@ -19,6 +19,7 @@ use crate::device::{plain, primitive};
 use crate::launch::{
     addresses, buffer, contiguous, element, elementwise, empty, upload, vector_size,
 };
+use crate::tf32::tf32_is_allowed;
 
 /// The shortest length segments are padded to.
 const SHORTEST: usize = 64;
@@ -58,7 +59,9 @@ impl Flash {
         };
         let [q, k] = [q, k].map(|x| heads_first(primitive(x.clone())));
         // On Vulkan they are not verified: tuning them ends a software device (Mesa's lavapipe).
+        // Of f32 they make TF32, whatever was decided about matrix products.
         let serves = q.device.runtime() == RuntimeId::Cuda
+            && (q.dtype != DType::F32 || tf32_is_allowed())
             && shape.window.is_none_or(|window| window >= longest)
             && backward_serves(&q, &k, &k, &options);
         serves.then(|| Self {

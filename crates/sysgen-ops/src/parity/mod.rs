@@ -10,6 +10,8 @@ use std::fmt;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use crate::tf32_is_allowed;
+
 type Cases = fn(&mut Bench);
 
 /// Every operation with a device side, and the cases it is compared on.
@@ -228,8 +230,11 @@ fn tolerance(device: &Device, dtype: DType) -> f64 {
     match dtype {
         DType::BF16 => 3e-2,
         DType::F16 => 5e-3,
-        // There, f32 products run on tensor cores in TF32, which keeps the first eleven bits.
-        _ if on_cuda(device) => 2e-3,
+        // The first eleven bits of what is multiplied.
+        _ if on_cuda(device) && tf32_is_allowed() => 2e-3,
+        // Full f32 there, too, but from kernels and functions of `exp` that no GPU of ours has run yet. Numbers that were
+        // rounded to TF32 on the way are off by more.
+        _ if on_cuda(device) => 1e-4,
         _ => 1e-5,
     }
 }

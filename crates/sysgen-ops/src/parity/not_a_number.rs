@@ -103,8 +103,10 @@ pub(super) fn paged_attention(bench: &mut Bench, softcap: Option<f32>) {
         keys[(20 * kv_heads + 1) * size] = f32::NAN;
         let keys = TensorData::new(keys, [tokens, kv_heads, size]).convert_dtype(dtype);
         let keys = Tensor::from_data(keys, (device, dtype));
-        cache.write(keys, rows(2, kv_heads), &[run]);
-        numbers(cache.attend(rows(3, heads), &[run], shape))
+        let runs = [run];
+        let step = cache.step(&runs);
+        cache.write(keys, rows(2, kv_heads), &step);
+        numbers(cache.attend(rows(3, heads), &step, shape))
     };
     let ours = attended(&bench.device, bench.dtype);
     let exact = attended(&Device::flex(), DType::F32);
