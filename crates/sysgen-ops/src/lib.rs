@@ -40,8 +40,8 @@ mod simd;
 mod tf32;
 
 pub use adamw::{
-    AdamW, MomentOrder, Moments, Moments8, Quantised, adamw_8bit_step, adamw_step, moments8_bytes,
-    squared_norm,
+    AdamW, MomentOrder, Moments, Moments8, Quantised, adamw_8bit_step, adamw_step, flat,
+    moments8_bytes, squared_norm, squared_norms,
 };
 pub use attention::{
     AttentionShape, BLOCK_MULTIPLE, PagedCache, PagedRun, PagedShape, PagedStep, Segments,
@@ -51,7 +51,9 @@ pub use awake::awake;
 pub use backward::backward;
 pub use cross_entropy::linear_cross_entropy;
 pub use decoding::{Graph, StepInputs, StepNumbers};
-pub use distill::{Distillation, Divergence, Teacher, TopK, linear_distillation};
+pub use distill::{
+    Distillation, Divergence, Teacher, TopK, distilled_logit_bytes, linear_distillation,
+};
 pub use dropout::{Dropout, dropout};
 pub use gated::{geglu_tanh, swiglu};
 pub use linear::linear;

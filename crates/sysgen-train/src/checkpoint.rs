@@ -1,4 +1,5 @@
-//! `checkpoint-N/`: everything needed to go on after step N as if nothing had happened, bit for bit.
+//! `checkpoint-N/`: everything needed to go on after step N as if nothing had happened: bit for bit on the CPU, to
+//! rounding on a GPU, which does not repeat a step to the bit either.
 //!
 //! The weights are a Hugging Face folder in the format they are trained in (a checkpoint can be loaded like any model), or an adapter in PEFT's format
 //! where only that is trained; the moments lie beside them in

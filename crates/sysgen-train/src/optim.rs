@@ -6,7 +6,9 @@
 use sysgen_core::config::Optim;
 use sysgen_core::hash::seed_from;
 use sysgen_model::{Parameter, Weight};
-use sysgen_ops::{AdamW, Moments, Moments8, adamw_8bit_step, adamw_step, squared_norm};
+use sysgen_ops::{
+    AdamW, Moments, Moments8, adamw_8bit_step, adamw_step, flat, squared_norm, squared_norms,
+};
 
 /// A parameter with fewer numbers keeps its moments in f32 with `adamw_8bit`: norms and biases, which weigh nothing and feel
 /// rounding most (bitsandbytes' `min_8bit_size`).
@@ -196,8 +198,12 @@ impl GradientSum {
 
     /// The L2 norm over all gradients together.
     pub fn global_norm(&self) -> f64 {
-        let squares = self.sums.iter().flatten().map(square);
-        squares.sum::<f64>().sqrt()
+        let gradients: Vec<&Weight> = self.sums.iter().flatten().collect();
+        let squares = squared_norms(gradients.into_iter().map(|gradient| match gradient {
+            Weight::Vector(gradient) => flat(gradient),
+            Weight::Matrix(gradient) => flat(gradient),
+        }));
+        squares.iter().sum::<f64>().sqrt()
     }
 }
 

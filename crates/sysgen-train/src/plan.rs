@@ -5,7 +5,7 @@
 
 use sysgen_core::config::{Optim, TrainDtype, TrainMethod, TrainSection};
 use sysgen_model::{Lora, ModelConfig, StoredDtype, parameter_shapes};
-use sysgen_ops::{moments8_bytes, nf4_bytes};
+use sysgen_ops::{distilled_logit_bytes, moments8_bytes, nf4_bytes};
 
 use crate::example::Example;
 use crate::order::DataOrder;
@@ -13,9 +13,8 @@ use crate::parameters::{is_target, parameters};
 
 /// On a device the loss holds a slice of the vocabulary of at most 384 MiB.
 const DEVICE_LOGITS: u64 = 384 << 20;
-/// There `sysgen_ops::linear_distillation` holds both sides' logits in slices of at most 64 MiB, and so many numbers for each
-/// of them going back.
-const DEVICE_DISTILLED: u64 = 64 << 20;
+/// There `sysgen_ops::linear_distillation` holds both sides' logits in slices (`distilled_logit_bytes`), and so many numbers
+/// for each of them going back.
 const DISTILLED_AT_ONCE: u64 = 20;
 /// What the program, its runtime, the tokenizer and some rows take before the first tensor; a CUDA context on a device.
 const CPU_PROGRAM: u64 = 60 << 20;
@@ -78,15 +77,20 @@ impl Teacher<'_> {
         }
     }
 
-    /// Its weights, the widest layer of its forward pass, and what it says of the learnt positions.
-    fn bytes(self, work: Work, formats: Formats) -> u64 {
+    /// Its weights, the widest layer of its forward pass, and what it says of the learnt positions to a student whose head of
+    /// `head` numbers `learns`.
+    fn bytes(self, work: Work, formats: Formats, head: u64, learns: bool) -> u64 {
         let counted = parameters(self.config, None);
         let activation_bytes = if formats.device { self.weight_bytes } else { 4 };
         let layer = kept_per_token(self.config, None) * work.tokens * activation_bytes;
         let hidden = work.supervised * self.config.hidden_size as u64 * 4;
         let vocab = self.config.vocab_size as u64;
+        let all = work.supervised * vocab * 4;
+        let slice = distilled_logit_bytes(head as usize, learns) as u64;
+        // Of several slices, the gradient of the head stands beside the sum of those before.
+        let of_head = if learns && all > slice { 4 * head } else { 0 };
         let logits = match formats.device {
-            true => DISTILLED_AT_ONCE * (work.supervised * vocab * 4).min(DEVICE_DISTILLED),
+            true => DISTILLED_AT_ONCE * all.min(slice) + of_head,
             false => distilled_positions(self.config).min(work.supervised) * vocab * 4,
         };
         counted.matrices * self.weight_bytes
@@ -285,7 +289,10 @@ pub fn memory(
         optimizer: optimizer(counted.trained, formats),
         activations: (kept + back + inputs) * formats.activation_bytes,
         loss: loss(config, work, formats.device),
-        teacher: teacher.map_or(0, |teacher| teacher.bytes(work, formats)),
+        teacher: teacher.map_or(0, |teacher| {
+            let head = dim * config.vocab_size as u64;
+            teacher.bytes(work, formats, head, lora.is_none())
+        }),
         program: if formats.device {
             DEVICE_CONTEXT
         } else {
@@ -539,5 +546,22 @@ mod tests {
         let with = |teacher| memory(&student, Some(&lora()), formats, long_row(), teacher);
         let more = with(Some(Teacher::of(&teacher))).total() - with(None).total();
         assert!(more > 27 * GIB && more < 31 * GIB, "{more}");
+        // On a device a head that learns has a second gradient, and larger slices.
+        let on_device = |method, lora: Option<&Lora>| {
+            let formats = Formats::of(&super::tests::with(method), StoredDtype::Bf16, true);
+            memory(
+                &student,
+                lora,
+                formats,
+                long_row(),
+                Some(Teacher::of(&teacher)),
+            )
+            .teacher
+        };
+        let adapters = on_device(TrainMethod::Lora, Some(&lora()));
+        let whole = on_device(TrainMethod::Full, None);
+        let head = 4 * 4096 * 128_256;
+        let slices = head / 8 - (64 << 20);
+        assert_eq!(whole - adapters, head + DISTILLED_AT_ONCE * slices);
     }
 }

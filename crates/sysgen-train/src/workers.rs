@@ -2,7 +2,8 @@
 //! its own copy of the model.
 //!
 //! Only what is trained travels, to the workers before a step and as gradients back. The gradients are added in the order of
-//! the micro-batches, whoever computed them, so how many devices there are changes no bit of what is learnt.
+//! the micro-batches, whoever computed them, so how many devices there are changes no bit of what is learnt on the
+//! CPU; a GPU repeats a gradient to rounding.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, Sender, channel};

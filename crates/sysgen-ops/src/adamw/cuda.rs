@@ -71,21 +71,54 @@ pub(super) fn step(
     (parameter, [first, second])
 }
 
-/// `Σ x²`: in f32 over the numbers of a cube, in f64 over the cubes.
-pub(super) fn squared_norm(tensor: CubeTensor) -> f64 {
-    /// Cubes, at most: what is read back stays small.
-    const CUBES: usize = 1024;
+/// `Σ x²` of some tensors on one device: in f32 over the numbers of a cube, in f64 over the cubes. They are read back
+/// together, so that the device is waited for once.
+pub(super) struct SquaredNorms {
+    /// [`CUBES`] numbers for each tensor.
+    partial: CubeTensor,
+    /// Of these, how many each has.
+    rows: Vec<usize>,
+}
+
+/// Cubes of a tensor, at most: what is read back stays small.
+const CUBES: usize = 1024;
+
+impl SquaredNorms {
+    /// Room for those of `count` tensors on the device of `like`.
+    pub(super) fn new(like: &CubeTensor, count: usize) -> Self {
+        Self {
+            partial: empty(like, [count * CUBES], DType::F32),
+            rows: Vec::with_capacity(count),
+        }
+    }
+
+    /// The next tensor's.
+    pub(super) fn add(&mut self, tensor: CubeTensor) {
+        let place = self.rows.len() * CUBES;
+        self.rows.push(squares(tensor, &self.partial, place));
+    }
+
+    /// All of them, in the order in which they came.
+    pub(super) fn read(self) -> Vec<f64> {
+        let sums = crate::device::plain::<1>(self.partial).into_data();
+        let sums: Vec<f64> = sums.iter::<f64>().collect();
+        let sums = sums.chunks(CUBES).zip(self.rows);
+        sums.map(|(sums, rows)| sums[..rows].iter().sum()).collect()
+    }
+}
+
+/// Writes the sums of the cubes of a tensor to `partial` from `place` on; says how many there are.
+fn squares(tensor: CubeTensor, partial: &CubeTensor, place: usize) -> usize {
     let x = contiguous(tensor);
     let total = x.meta.num_elements();
     if total == 0 {
-        return 0.0;
+        return 0;
     }
     let vector = vector_size(&[&x], &[total]);
     let width = (total / vector).div_ceil(CUBES);
     let rows = (total / vector).div_ceil(width);
-    let partial = empty(&x, [rows], DType::F32);
     let (count, units) = row_wise(&x.client, rows, width);
-    // SAFETY: a cube reads one of `rows` ranges, which end at `total`.
+    // SAFETY: a cube reads one of `rows` ranges, which end at `total`; `partial` has room for CUBES numbers from `place` on.
     unsafe {
         square::launch_unchecked(
             &x.client,
@@ -94,15 +127,15 @@ pub(super) fn squared_norm(tensor: CubeTensor) -> f64 {
             addresses(&[&x]),
             vector,
             buffer(&x),
-            buffer(&partial),
+            buffer(partial),
+            place,
             rows,
             width,
             total / vector,
             element(&x),
         );
     }
-    let sums = crate::device::plain::<1>(partial).into_data();
-    sums.iter::<f64>().sum()
+    rows
 }
 
 /// The tensor in row-major order, and in nobody else's hands.
@@ -188,6 +221,7 @@ fn hash(seed: u32, index: u32) -> u32 {
 fn square<F: Float, N: Size>(
     x: &[Vector<F, N>],
     partial: &mut [f32],
+    place: usize,
     rows: usize,
     width: usize,
     total: usize,
@@ -208,7 +242,7 @@ fn square<F: Float, N: Size>(
     }
     let sum = cube_sum(sum.vector_sum(), &mut slots);
     if UNIT_POS == 0 {
-        partial[row] = sum;
+        partial[place + row] = sum;
     }
 }
 

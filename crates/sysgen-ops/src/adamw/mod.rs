@@ -109,14 +109,40 @@ pub fn adamw_step<const D: usize>(
 
 /// The sum of all squares, in f64.
 pub fn squared_norm<const D: usize>(tensor: &Tensor<D>) -> f64 {
+    squared_norms(std::iter::once(flat(tensor)))[0]
+}
+
+/// [`squared_norm`] of each of several tensors on one device, which is waited for once.
+pub fn squared_norms(tensors: impl ExactSizeIterator<Item = Tensor<1>>) -> Vec<f64> {
     #[cfg(feature = "cube")]
-    if device::serves(tensor) {
-        return cuda::squared_norm(device::primitive(tensor.clone()));
+    {
+        let mut tensors = tensors.peekable();
+        let first = tensors.peek().filter(|first| device::serves(first));
+        if let Some(first) = first.cloned().map(device::primitive) {
+            let mut norms = cuda::SquaredNorms::new(&first, tensors.len());
+            drop(first);
+            for tensor in tensors {
+                norms.add(device::primitive(tensor));
+            }
+            return norms.read();
+        }
+        tensors.map(squared_norm_on_host).collect()
     }
-    if fused::serves(tensor) {
-        return cpu::squared_norm(fused::slice(&fused::values(tensor.clone())));
+    #[cfg(not(feature = "cube"))]
+    tensors.map(squared_norm_on_host).collect()
+}
+
+/// The numbers of a tensor one after the other.
+pub fn flat<const D: usize>(tensor: &Tensor<D>) -> Tensor<1> {
+    let count = tensor.shape().num_elements();
+    tensor.clone().reshape([count])
+}
+
+fn squared_norm_on_host(tensor: Tensor<1>) -> f64 {
+    if fused::serves(&tensor) {
+        return cpu::squared_norm(fused::slice(&fused::values(tensor)));
     }
-    f64::from(tensor.clone().powi_scalar(2).sum().into_scalar::<f32>())
+    f64::from(tensor.powi_scalar(2).sum().into_scalar::<f32>())
 }
 
 /// [`adamw_step`] in plain Burn tensors.

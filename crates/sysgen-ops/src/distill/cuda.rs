@@ -7,12 +7,10 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 
 use super::reference::{Theirs, losses};
-use super::{Distillation, Teacher};
+use super::{Distillation, Teacher, distilled_logit_bytes};
 use crate::device::{Kernels, plain, primitive};
 use crate::linear::linear_to;
 
-/// Bytes of one side's logits that exist at a time. Going back holds some twenty times as much.
-const LOGIT_BYTES: usize = 64 << 20;
 /// Positions of a chunk, at most.
 const MOST: usize = 1024;
 
@@ -32,7 +30,7 @@ impl Kernels for LinearDistillation {
             .collect::<Vec<_>>()
             .try_into()
             .expect("two inputs");
-        let chunks = self.chunks(&head);
+        let chunks = self.chunks(&head, false);
         let losses: Vec<Tensor<1>> = chunks
             .iter()
             .map(|chunk| self.losses(rows(&hidden, chunk), head.clone(), chunk))
@@ -63,7 +61,7 @@ impl Kernels for LinearDistillation {
         let gradient: Tensor<1> = plain(gradient);
         let mut d_hidden = Vec::new();
         let mut d_head: Option<Tensor<2>> = None;
-        for chunk in self.chunks(&head) {
+        for chunk in self.chunks(&head, wanted[1]) {
             let graph = |tensor: Tensor<2>, wanted: bool| match wanted {
                 true => tensor.autodiff().require_grad(),
                 false => tensor.autodiff(),
@@ -91,15 +89,16 @@ impl Kernels for LinearDistillation {
 }
 
 impl LinearDistillation {
-    /// The positions whose logits exist together, no span divided.
-    fn chunks(&self, head: &Tensor<2>) -> Vec<Range<usize>> {
+    /// The positions whose logits exist together, no span divided. The head `learns` where its gradient is made of them.
+    fn chunks(&self, head: &Tensor<2>, learns: bool) -> Vec<Range<usize>> {
         let positions = self.targets.len();
         let theirs = match &self.teacher {
             Teacher::Hidden { head, .. } | Teacher::Spans { head, .. } => head.dims()[0],
             Teacher::Top(_) => 0,
         };
         let bytes_of_a_position = head.dims()[0].max(theirs) * DType::F32.size();
-        let size = (LOGIT_BYTES / bytes_of_a_position).clamp(1, MOST);
+        let bytes = distilled_logit_bytes(head.shape().num_elements(), learns);
+        let size = (bytes / bytes_of_a_position).clamp(1, MOST);
         let (mut chunks, mut from) = (Vec::new(), 0);
         while from < positions {
             let end = self.between_spans(from, positions.min(from + size));

@@ -97,6 +97,17 @@ pub struct Distillation {
     pub softcap: Option<f32>,
 }
 
+/// Bytes of one side's logits that exist at a time on a device; going back holds some twenty times as much. Where a head of
+/// `head` numbers learns, a gradient in its shape is made and added for each slice of the positions, so slices grow with it.
+pub fn distilled_logit_bytes(head: usize, learns: bool) -> usize {
+    let (least, most) = (64 << 20, 256 << 20);
+    if learns {
+        (head * size_of::<f32>() / 8).clamp(least, most)
+    } else {
+        least
+    }
+}
+
 /// The mixed loss of every position; gradients go to hidden and head. The distance of a span stands at its last position.
 ///
 /// # Shapes

@@ -435,4 +435,17 @@ pub(super) fn squared_norm(bench: &mut Bench) {
         let exact = norm(Device::flex(), burn::tensor::DType::F32);
         bench.record(format!("{length}"), &ours, &exact);
     }
+    let norms = |device: &Device, dtype| -> Vec<f32> {
+        let lengths = [300_001, 0, 1, 129];
+        let tensors = lengths.map(|length| bench.tensor::<1>(2, [length], device, dtype));
+        let norms = crate::squared_norms(tensors.into_iter());
+        norms.into_iter().map(|norm| norm as f32).collect()
+    };
+    let (ours, exact) = (
+        norms(&bench.device, bench.dtype),
+        norms(&Device::flex(), DType::F32),
+    );
+    for (place, (&ours, &exact)) in ours.iter().zip(&exact).enumerate() {
+        bench.record(format!("number {place} of several"), &[ours], &[exact]);
+    }
 }
