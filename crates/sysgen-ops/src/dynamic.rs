@@ -43,7 +43,6 @@ impl Code {
     }
 
     /// The values in ascending order.
-    #[cfg(feature = "cube")]
     pub(crate) fn values(&self) -> &[f32; 256] {
         &self.values
     }

@@ -15,7 +15,7 @@ use crate::reductions::row_products;
 
 /// Bytes of scores that exist at a time; the gradient holds three times as much.
 const SCORE_BYTES: usize = 128 << 20;
-/// Queries of a block are a multiple of this, but in the last one.
+/// Queries and keys of a block are a multiple of this: the matrix kernels are tuned for each width and want it aligned.
 const STEP: usize = 64;
 /// Queries of a block, at most.
 const MOST: usize = 512;
@@ -24,12 +24,15 @@ const MOST: usize = 512;
 #[derive(Debug)]
 pub(super) struct Attention {
     batch: usize,
+    /// Of the inputs.
+    given: usize,
+    /// Of the blocks: with padding to the next multiple of [`STEP`].
     time: usize,
     heads: usize,
     kv_heads: usize,
     size: usize,
     shape: AttentionShape,
-    /// [`Segments::first_visible`].
+    /// [`Segments::first_visible`], with the padding.
     first: Vec<usize>,
     flash: Option<Flash>,
 }
@@ -41,16 +44,18 @@ impl Attention {
         segments: &Segments,
         shape: AttentionShape,
     ) -> Self {
-        let [batch, time, heads, size] = q.dims();
+        let [batch, given, heads, size] = q.dims();
         let [_, _, kv_heads, _] = k.dims();
+        let widened = widened(segments);
         Self {
             batch,
-            time,
+            given,
+            time: widened.time,
             heads,
             kv_heads,
             size,
             shape,
-            first: segments.first_visible(shape.window),
+            first: widened.first_visible(shape.window),
             flash: Flash::new(q, k, segments, shape),
         }
     }
@@ -101,6 +106,7 @@ impl Attention {
         k: &CubeTensor,
         v: &CubeTensor,
     ) -> (CubeTensor, CubeTensor) {
+        let [q, k, v] = &[q, k, v].map(|x| self.padded(x));
         let first = self.uploaded_first(q);
         let sums = empty(q, [self.batch, self.heads, self.time], DType::F32);
         let (keys, values) = (heads_first(k), heads_first(v));
@@ -112,7 +118,7 @@ impl Attention {
             let part = product(weights, keys_of(&values, &block), q.dtype);
             out = self.with_queries(out, &block, part);
         }
-        (self.flat(out), sums)
+        (self.cut(self.flat(out)), sums)
     }
 
     fn gradients_in_blocks(
@@ -121,6 +127,7 @@ impl Attention {
         sums: &CubeTensor,
         d_out: &CubeTensor,
     ) -> Vec<CubeTensor> {
+        let [q, k, v, out, d_out] = &[q, k, v, out, d_out].map(|x| self.padded(x));
         let first = self.uploaded_first(q);
         let pull = row_products(d_out, out);
         let (keys, values) = (heads_first(k), heads_first(v));
@@ -149,11 +156,33 @@ impl Attention {
         let time_first = |x: Tensor<4>, like: &CubeTensor| {
             contiguous(primitive(x.cast(like.dtype).swap_dims(1, 2)))
         };
-        vec![
+        [
             self.flat(d_q),
             time_first(d_keys, k),
             time_first(d_values, v),
         ]
+        .map(|dx| self.cut(dx))
+        .into()
+    }
+
+    /// `[batch, given, heads, size]` with zeros up to `time`.
+    fn padded(&self, x: &CubeTensor) -> CubeTensor {
+        if self.time == self.given {
+            return x.clone();
+        }
+        let x: Tensor<4> = plain(x.clone());
+        let [batch, given, heads, size] = x.dims();
+        let zeros = Tensor::zeros([batch, self.time, heads, size], (&x.device(), x.dtype()));
+        contiguous(primitive(zeros.slice_assign([0..batch, 0..given], x)))
+    }
+
+    /// [`Attention::padded`] undone.
+    fn cut(&self, x: CubeTensor) -> CubeTensor {
+        if self.time == self.given {
+            return x;
+        }
+        let x: Tensor<4> = plain(x);
+        contiguous(primitive(x.slice([0..self.batch, 0..self.given])))
     }
 
     /// `[batch, time, kv_heads, group, size]`
@@ -222,10 +251,10 @@ impl Attention {
         for row in 0..batch {
             for from in (0..time).step_by(queries) {
                 let to = time.min(from + queries);
+                debug_assert!(to.is_multiple_of(STEP));
                 let first = (from..to).map(|i| self.first[row * time + i].min(i + 1));
                 let seen = first.zip(from..to).filter(|(first, i)| first <= i);
                 if let Some(low) = seen.map(|(first, _)| first).min() {
-                    // Few distinct widths, aligned: the matrix kernels are tuned for each.
                     let low = low.min(from) / STEP * STEP;
                     blocks.push(Block {
                         row,
@@ -244,6 +273,20 @@ impl Attention {
     fn uploaded_first(&self, like: &CubeTensor) -> CubeTensor {
         let first: Vec<u32> = self.first.iter().map(|&first| first as u32).collect();
         upload(like, &first)
+    }
+}
+
+/// The segments with padding up to a multiple of [`STEP`].
+fn widened(segments: &Segments) -> Segments {
+    let time = segments.time.next_multiple_of(STEP);
+    let padding = || std::iter::repeat_n(0, time - segments.time);
+    let rows = segments.ids.chunks(segments.time.max(1));
+    Segments {
+        batch: segments.batch,
+        time,
+        ids: rows
+            .flat_map(|row| row.iter().copied().chain(padding()))
+            .collect(),
     }
 }
 
@@ -266,4 +309,43 @@ fn with_keys(all: Tensor<4>, block: &Block, part: CubeTensor) -> Tensor<4> {
     let part = plain::<3>(part).reshape([1, kv_heads, block.to - block.low, size]);
     let sum = all.clone().slice(place.clone()) + part;
     all.slice_assign(place, sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_sides_of_all_blocks_are_multiples_of_a_step() {
+        for time in [1, 63, 64, 65, 600, 1025, 3001] {
+            for window in [None, Some(100)] {
+                let segments = widened(&Segments {
+                    batch: 2,
+                    time,
+                    ids: (0..2 * time).map(|i| (i / 150) as u32).collect(),
+                });
+                let attention = Attention {
+                    batch: 2,
+                    given: time,
+                    time: segments.time,
+                    heads: 4,
+                    kv_heads: 2,
+                    size: 32,
+                    shape: AttentionShape {
+                        scale: 1.0,
+                        window,
+                        softcap: None,
+                    },
+                    first: segments.first_visible(window),
+                    flash: None,
+                };
+                assert!(segments.time - time < STEP);
+                for block in attention.blocks() {
+                    for side in [block.to - block.from, block.to - block.low] {
+                        assert!(side > 0 && side % STEP == 0, "{time}: {side}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -4,44 +4,43 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{BLOCK, CODES_PER_WORD, VALUES};
+use super::{BLOCK, OUTER_AT, OUTER_BLOCK, SCALES_AT, VALUES_AT};
 use crate::device::Kernels;
 use crate::launch::{
-    addresses, buffer, element, elementwise, empty, in_dtype, product, transposed, upload_floats,
+    addresses, buffer, element, elementwise, empty, in_dtype, product, transposed,
 };
 use crate::linear::cuda::{plus_bias, rows};
 use crate::reductions::column_sums;
 
-/// A weight as a device keeps it: eight codes a word, the first in the uppermost bits, and the scales of the blocks.
+/// A weight as a device keeps it ([`super::Resident`]).
 #[derive(Debug)]
-pub(super) struct Resident {
-    pub(super) words: CubeTensor,
+pub(super) struct Weight {
+    pub(super) values: CubeTensor,
     pub(super) scales: CubeTensor,
+    pub(super) numbers: CubeTensor,
     pub(super) shape: [usize; 2],
 }
 
-impl Resident {
+impl Weight {
     /// The weight `[out, in]` in `dtype`.
     pub(super) fn whole(&self, dtype: DType) -> CubeTensor {
-        let whole = empty(&self.scales, self.shape, dtype);
+        let whole = empty(&self.numbers, self.shape, dtype);
         let count = whole.meta.num_elements();
-        let table = upload_floats(&self.scales, &VALUES);
         let (cubes, units) = elementwise(&whole.client, count);
         if count > 0 {
-            // SAFETY: units past the last number return; there is a word for every eight, a scale for every block.
+            // SAFETY: units past the last number return; there is a word for every eight of them, and for every
+            // four blocks.
             unsafe {
                 unpack::launch_unchecked(
                     &whole.client,
                     cubes,
                     units,
                     addresses(&[&whole]),
-                    buffer(&self.words),
+                    buffer(&self.values),
                     buffer(&self.scales),
-                    buffer(&table),
+                    buffer(&self.numbers),
                     buffer(&whole),
                     count,
-                    CODES_PER_WORD,
-                    BLOCK,
                     element(&whole),
                 );
             }
@@ -53,7 +52,7 @@ impl Resident {
 /// Inputs are x and perhaps the bias; saves nothing.
 #[derive(Debug)]
 pub(super) struct LinearNf4 {
-    pub(super) weight: Resident,
+    pub(super) weight: Weight,
     /// Of x.
     pub(super) dtype: DType,
 }
@@ -102,21 +101,23 @@ fn with_last(tensor: &CubeTensor, size: usize) -> Shape {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn unpack<F: Float>(
-    words: &[i32],
-    scales: &[f32],
-    values: &[f32],
+    values: &[i32],
+    scales: &[i32],
+    numbers: &[f32],
     whole: &mut [F],
     count: usize,
-    codes_per_word: usize,
-    block: usize,
     #[define(F)] _type: ElemType,
 ) {
     let i = ABSOLUTE_POS;
     if i >= count {
         terminate!();
     }
-    let word = u32::reinterpret(words[i / codes_per_word]);
-    let from_the_top = (i % codes_per_word) as u32;
-    let code = (word >> (28 - 4 * from_the_top)) & 15;
-    whole[i] = F::cast_from(values[code as usize] * scales[i / block]);
+    let block = i / BLOCK;
+    let word = u32::reinterpret(scales[block / 4]);
+    let scale = (word >> (24 - 8 * (block % 4) as u32)) & 255;
+    let outer = numbers[OUTER_AT + block / OUTER_BLOCK];
+    let scale = numbers[SCALES_AT + scale as usize] * outer + numbers[0];
+    let word = u32::reinterpret(values[i / 8]);
+    let code = (word >> (28 - 4 * (i % 8) as u32)) & 15;
+    whole[i] = F::cast_from(numbers[VALUES_AT + code as usize] * scale);
 }

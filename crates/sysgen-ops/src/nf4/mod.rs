@@ -21,8 +21,6 @@ use crate::{fused, linear};
 const BLOCK: usize = 64;
 /// Scales that share a scale.
 const OUTER_BLOCK: usize = 256;
-/// Codes in a device's word.
-const CODES_PER_WORD: usize = 8;
 
 /// The numbers of the sixteen codes (QLoRA, appendix E).
 const VALUES: [f32; 16] = [
@@ -49,13 +47,18 @@ const VALUES: [f32; 16] = [
 pub struct Nf4 {
     shape: [usize; 2],
     device: Device,
-    codes: Arc<Codes>,
-    /// The codes in 32-bit words and the scales of the blocks, where the device is not the CPU.
-    resident: Option<(Tensor<1, Int>, Tensor<1>)>,
+    held: Held,
+}
+
+/// Where the weight is: on the CPU or on a device, not on both.
+#[derive(Clone, Debug)]
+enum Held {
+    Host(Arc<Codes>),
+    Device(Resident),
 }
 
 /// What is kept of a weight.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Codes {
     /// Two codes a byte, the first in the upper half.
     values: Vec<u8>,
@@ -66,6 +69,22 @@ struct Codes {
     /// Mean of the scales.
     mean: f32,
 }
+
+/// The same on a device, with a kilobyte of tables.
+#[derive(Clone, Debug)]
+struct Resident {
+    /// Eight codes of values a word, the first in the uppermost bits.
+    values: Tensor<1, Int>,
+    /// Four codes of scales a word, likewise.
+    scales: Tensor<1, Int>,
+    /// The mean of the scales, [`VALUES`], the 256 numbers of the scales' codes, the scale of each block of scales.
+    numbers: Tensor<1>,
+}
+
+/// Where the parts of [`Resident::numbers`] begin, after the mean.
+const VALUES_AT: usize = 1;
+const SCALES_AT: usize = VALUES_AT + 16;
+const OUTER_AT: usize = SCALES_AT + 256;
 
 impl Nf4 {
     /// Quantises a weight `[out, in]`, row-major, for use on `device`.
@@ -80,19 +99,24 @@ impl Nf4 {
     }
 
     fn on(device: &Device, shape: [usize; 2], codes: Arc<Codes>) -> Nf4 {
-        let cpu = *device == Device::flex();
+        let held = match *device == Device::flex() {
+            true => Held::Host(codes),
+            false => Held::Device(Resident::new(&codes, device)),
+        };
         Nf4 {
-            resident: (!cpu).then(|| resident(&codes, shape[0] * shape[1], device)),
             shape,
             device: device.clone(),
-            codes,
+            held,
         }
     }
 
     /// The same weight for use on `device`.
     #[must_use]
     pub fn to_device(&self, device: &Device) -> Nf4 {
-        Nf4::on(device, self.shape, self.codes.clone())
+        if self.device == *device {
+            return self.clone();
+        }
+        Nf4::on(device, self.shape, self.on_host())
     }
 
     /// `[out, in]`.
@@ -105,9 +129,9 @@ impl Nf4 {
         self.device.clone()
     }
 
-    /// Two codes a byte, the first in the upper half, as bitsandbytes has them.
-    pub fn codes(&self) -> &[u8] {
-        &self.codes.values
+    /// Two codes a byte, the first in the upper half, as bitsandbytes has them; read back from a device.
+    pub fn codes(&self) -> Vec<u8> {
+        self.on_host().values.clone()
     }
 
     /// Bytes it takes.
@@ -117,18 +141,27 @@ impl Nf4 {
 
     /// The values on the host, row-major.
     pub fn to_vec(&self) -> Vec<f32> {
-        cpu::dequantise(&self.codes, self.shape[0] * self.shape[1])
+        cpu::dequantise(&self.on_host(), self.shape[0] * self.shape[1])
     }
 
     /// The whole weight, in f32.
     pub fn dequantise(&self) -> Tensor<2> {
-        match &self.resident {
-            None => fused::plain(self.to_vec(), self.shape),
+        match &self.held {
+            Held::Host(_) => fused::plain(self.to_vec(), self.shape),
             #[cfg(feature = "cube")]
-            Some((_, scales)) if device::serves(scales) => {
+            Held::Device(Resident { numbers, .. }) if device::serves(numbers) => {
                 device::plain(self.on_device().whole(DType::F32))
             }
-            Some((words, scales)) => unpack(words, scales, self.shape),
+            Held::Device(_) => {
+                Tensor::from_data(TensorData::new(self.to_vec(), self.shape), &self.device)
+            }
+        }
+    }
+
+    fn on_host(&self) -> Arc<Codes> {
+        match &self.held {
+            Held::Host(codes) => codes.clone(),
+            Held::Device(resident) => Arc::new(resident.read_back(self.shape[0] * self.shape[1])),
         }
     }
 }
@@ -136,11 +169,14 @@ impl Nf4 {
 #[cfg(feature = "cube")]
 impl Nf4 {
     /// What the device's kernel reads.
-    fn on_device(&self) -> cuda::Resident {
-        let (words, scales) = self.resident.clone().expect("kept where it is used");
-        cuda::Resident {
-            words: device::int_primitive(words),
-            scales: device::primitive(scales),
+    fn on_device(&self) -> cuda::Weight {
+        let Held::Device(resident) = self.held.clone() else {
+            unreachable!("a weight is used on its own device")
+        };
+        cuda::Weight {
+            values: device::int_primitive(resident.values),
+            scales: device::int_primitive(resident.scales),
+            numbers: device::primitive(resident.numbers),
             shape: self.shape,
         }
     }
@@ -187,7 +223,7 @@ pub fn nf4_linear<const D: usize>(
     let op = cpu::LinearNf4 {
         input,
         output,
-        codes: weight.codes.clone(),
+        codes: weight.on_host(),
     };
     match bias {
         None => fused::apply(op, [x.into()], shape),
@@ -195,64 +231,52 @@ pub fn nf4_linear<const D: usize>(
     }
 }
 
-/// Codes and scales as a device keeps them.
-fn resident(codes: &Codes, count: usize, device: &Device) -> (Tensor<1, Int>, Tensor<1>) {
-    let words: Vec<i32> = codes
-        .values
-        .chunks(CODES_PER_WORD / 2)
-        .map(|bytes| {
-            let mut word = [0; CODES_PER_WORD / 2];
-            word[..bytes.len()].copy_from_slice(bytes);
-            i32::from_be_bytes(word)
-        })
-        .collect();
-    let (words, scales) = (
-        TensorData::new(words, [count.div_ceil(CODES_PER_WORD)]),
-        TensorData::new(codes.all_scales(), [count.div_ceil(BLOCK)]),
-    );
-    (
-        Tensor::from_data(words, (device, DType::I32)),
-        Tensor::from_data(scales, device),
-    )
-}
+impl Resident {
+    fn new(codes: &Codes, device: &Device) -> Resident {
+        let words = |bytes: &[u8]| {
+            let words: Vec<i32> = bytes
+                .chunks(4)
+                .map(|bytes| {
+                    let mut word = [0; 4];
+                    word[..bytes.len()].copy_from_slice(bytes);
+                    i32::from_be_bytes(word)
+                })
+                .collect();
+            let count = words.len();
+            Tensor::from_data(TensorData::new(words, [count]), (device, DType::I32))
+        };
+        let tables = [&[codes.mean][..], &VALUES, SIGNED.values(), &codes.outer];
+        let numbers = tables.concat();
+        let count = numbers.len();
+        Resident {
+            values: words(&codes.values),
+            scales: words(&codes.scales),
+            numbers: Tensor::from_data(TensorData::new(numbers, [count]), (device, DType::F32)),
+        }
+    }
 
-/// The weight from what a device keeps, in plain Burn tensors.
-fn unpack(words: &Tensor<1, Int>, scales: &Tensor<1>, shape: [usize; 2]) -> Tensor<2> {
-    let (count, device) = (shape[0] * shape[1], words.device());
-    let shifts: Vec<i32> = (0..CODES_PER_WORD as i32).rev().map(|i| 4 * i).collect();
-    let shifts = TensorData::new(shifts, [1, CODES_PER_WORD]);
-    let shifts = Tensor::<2, Int>::from_data(shifts, (&device, DType::I32));
-    let [length] = words.dims();
-    let codes = words
-        .clone()
-        .reshape([length, 1])
-        .repeat_dim(1, CODES_PER_WORD)
-        .bitwise_right_shift(shifts.repeat_dim(0, length))
-        .bitwise_and_scalar(15)
-        .reshape([length * CODES_PER_WORD]);
-    let table = Tensor::<1>::from_data(TensorData::new(VALUES.to_vec(), [16]), &device);
-    let blocks = scales.dims()[0];
-    let values = table.select(0, codes.narrow(0, 0, count));
-    let padded = match blocks * BLOCK - count {
-        0 => values,
-        missing => Tensor::cat(vec![values, Tensor::zeros([missing], &device)], 0),
-    };
-    let scaled = padded.reshape([blocks, BLOCK]) * scales.clone().reshape([blocks, 1]);
-    scaled
-        .reshape([blocks * BLOCK])
-        .narrow(0, 0, count)
-        .reshape(shape)
+    /// The codes of `count` values.
+    fn read_back(&self, count: usize) -> Codes {
+        let bytes = |words: &Tensor<1, Int>, count: usize| -> Vec<u8> {
+            let words = words.clone().into_data().convert::<i32>();
+            let words: Vec<i32> = words.try_to_vec().expect("just made i32");
+            let bytes = words.iter().flat_map(|word| word.to_be_bytes());
+            bytes.take(count).collect()
+        };
+        let numbers = self.numbers.clone().into_data().convert::<f32>();
+        let numbers: Vec<f32> = numbers.try_to_vec().expect("just made f32");
+        Codes {
+            values: bytes(&self.values, count.div_ceil(2)),
+            scales: bytes(&self.scales, count.div_ceil(BLOCK)),
+            outer: numbers[OUTER_AT..].to_vec(),
+            mean: numbers[0],
+        }
+    }
 }
 
 impl Codes {
     fn scale(&self, block: usize) -> f32 {
         SIGNED.value(self.scales[block]) * self.outer[block / OUTER_BLOCK] + self.mean
-    }
-
-    fn all_scales(&self) -> Vec<f32> {
-        (0..self.scales.len())
-            .map(|block| self.scale(block))
-            .collect()
     }
 }
 
@@ -261,15 +285,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_device_keeps_is_the_same_weight() {
-        for shape in [[1, 1], [3, 33], [64, 70]] {
+    fn what_a_device_keeps_is_read_back_as_it_was() {
+        for shape in [[1, 1], [3, 33], [64, 70], [130, 256]] {
             let weight: Vec<f32> = (0..shape[0] * shape[1])
                 .map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * (1 + i / 64) as f32)
                 .collect();
             let quantised = Nf4::quantise(&weight, shape, &Device::flex());
-            let (words, scales) = resident(&quantised.codes, weight.len(), &Device::flex());
-            let unpacked = unpack(&words, &scales, shape).try_into_vec_as::<f32>();
-            assert_eq!(unpacked.expect("f32"), quantised.to_vec());
+            let Held::Host(codes) = quantised.held else {
+                panic!("on the CPU")
+            };
+            let resident = Resident::new(&codes, &Device::flex());
+            assert_eq!(resident.read_back(weight.len()), *codes);
         }
     }
 

@@ -185,10 +185,15 @@ pub(super) fn lora_linear(bench: &mut Bench) {
 }
 
 pub(super) fn nf4_linear(bench: &mut Bench) {
-    for (rows, input, output) in [(1, 8, 5), (7, 33, 65), (129, 96, 40)] {
+    // The last one has three blocks of scales.
+    for (rows, input, output) in [(1, 8, 5), (7, 33, 65), (129, 96, 40), (3, 256, 130)] {
         let case = format!("{rows}x{input}x{output}");
         bench.pass(&case, &[&[rows, input], &[output]], |x| {
-            let weight = some_weight(output * input);
+            let mut weight = some_weight(output * input);
+            // Blocks of 64 with scales of their own.
+            for (place, x) in weight.iter_mut().enumerate() {
+                *x *= (1 + place / 64 * 13 % 29) as f32 / 16.0;
+            }
             let weight = Nf4::quantise(&weight, [output, input], &x[0].device().inner());
             let rows = x[0].clone().reshape([rows, input]);
             crate::nf4_linear(rows, &weight, Some(x[1].clone().cast(DType::F32)))
