@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use sysgen_core::config::{DataSection, GenerateSection, RunConfig};
+use sysgen_core::config::{GenerateSection, RunConfig};
 use sysgen_core::files::write_atomically;
 use sysgen_core::hash::hash_file;
 use sysgen_core::jsonl::{read_lines, write_jsonl};
 
 use crate::card;
 use crate::dataset;
-use crate::input::{Row, with_commit};
+use crate::input::Row;
 use crate::log::{Answer, Answers, Key, Phase};
 use crate::manifest::{Manifest, TagCounts, TokenCounts};
 use crate::pipeline::{ModelIdentity, manifest_path, selection};
@@ -25,10 +25,8 @@ use crate::summary::{Sample, Summary};
 const SAMPLES: usize = 3;
 
 /// Writes the data set, its manifest and the timing; every row has all its answers, or is to be left out without them.
-/// `data` is the config's with local files.
 pub(crate) fn write_dataset(
     config: &RunConfig,
-    data: &DataSection,
     generate: &GenerateSection,
     model: &ModelIdentity,
     key: Key,
@@ -64,7 +62,7 @@ pub(crate) fn write_dataset(
     let directory = config.generated_data_dir();
     card::write(
         &directory,
-        &with_commit(config, &data.path),
+        config,
         generate,
         session.plan,
         &model.name,

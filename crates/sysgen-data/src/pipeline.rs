@@ -12,7 +12,7 @@ use sysgen_core::{OutputLock, interrupt, lock_output};
 
 use crate::finish::{read_back, write_dataset};
 use crate::generator::Generator;
-use crate::input::{self, Input, Row};
+use crate::input::{self, Input, Row, with_commit};
 use crate::log::{self, Key, Log};
 use crate::manifest::{Funnel, Manifest, Selection};
 use crate::session::Session;
@@ -197,8 +197,7 @@ pub(crate) fn run<'g>(
         }
     }
     write_dataset(
-        config,
-        data,
+        &with_commit(config, &data.path),
         generate,
         model,
         key,

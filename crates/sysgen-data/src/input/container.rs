@@ -181,36 +181,6 @@ fn skip_byte_order_mark(mut reader: Box<dyn BufRead>) -> std::io::Result<Box<dyn
     Ok(reader)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Gives what it has byte by byte, and fails when more is wanted.
-    struct Rest<'a>(&'a [u8]);
-
-    impl Read for Rest<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let Some((first, rest)) = self.0.split_first() else {
-                return Err(std::io::Error::other("read too far"));
-            };
-            (buffer[0], self.0) = (*first, rest);
-            Ok(1)
-        }
-    }
-
-    #[test]
-    fn an_array_is_known_by_its_first_byte() {
-        let mut reader = std::io::BufReader::new(Rest(b" \r\n\t["));
-        assert_eq!(first_byte(&mut reader).ok().flatten(), Some(b'['));
-        let mut next = [0];
-        assert!(
-            reader.read_exact(&mut next).is_ok() && next == *b"[",
-            "it is still there"
-        );
-        assert_eq!(first_byte(&mut &b" \n"[..]).ok(), Some(None));
-    }
-}
-
 /// Hands the elements of an array, or the values of an object, to `visit` as they are parsed.
 struct Entries<'a> {
     visit: &'a mut dyn FnMut(Entry) -> Result<()>,
@@ -277,5 +247,35 @@ impl<'de> Visitor<'de> for Entries<'_> {
             })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives what it has byte by byte, and fails when more is wanted.
+    struct Rest<'a>(&'a [u8]);
+
+    impl Read for Rest<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let Some((first, rest)) = self.0.split_first() else {
+                return Err(std::io::Error::other("read too far"));
+            };
+            (buffer[0], self.0) = (*first, rest);
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn an_array_is_known_by_its_first_byte() {
+        let mut reader = std::io::BufReader::new(Rest(b" \r\n\t["));
+        assert_eq!(first_byte(&mut reader).ok().flatten(), Some(b'['));
+        let mut next = [0];
+        assert!(
+            reader.read_exact(&mut next).is_ok() && next == *b"[",
+            "it is still there"
+        );
+        assert_eq!(first_byte(&mut &b" \n"[..]).ok(), Some(None));
     }
 }
