@@ -54,7 +54,7 @@ pub struct Nf4 {
 #[derive(Clone, Debug)]
 enum Held {
     Host(Arc<Codes>),
-    Device(Resident),
+    Device(Box<Resident>),
 }
 
 /// What is kept of a weight.
@@ -101,7 +101,7 @@ impl Nf4 {
     fn on(device: &Device, shape: [usize; 2], codes: Arc<Codes>) -> Nf4 {
         let held = match *device == Device::flex() {
             true => Held::Host(codes),
-            false => Held::Device(Resident::new(&codes, device)),
+            false => Held::Device(Box::new(Resident::new(&codes, device))),
         };
         Nf4 {
             shape,
@@ -149,7 +149,7 @@ impl Nf4 {
         match &self.held {
             Held::Host(_) => fused::plain(self.to_vec(), self.shape),
             #[cfg(feature = "cube")]
-            Held::Device(Resident { numbers, .. }) if device::serves(numbers) => {
+            Held::Device(resident) if device::serves(&resident.numbers) => {
                 device::plain(self.on_device().whole(DType::F32))
             }
             Held::Device(_) => {
@@ -170,13 +170,13 @@ impl Nf4 {
 impl Nf4 {
     /// What the device's kernel reads.
     fn on_device(&self) -> cuda::Weight {
-        let Held::Device(resident) = self.held.clone() else {
+        let Held::Device(resident) = &self.held else {
             unreachable!("a weight is used on its own device")
         };
         cuda::Weight {
-            values: device::int_primitive(resident.values),
-            scales: device::int_primitive(resident.scales),
-            numbers: device::primitive(resident.numbers),
+            values: device::int_primitive(resident.values.clone()),
+            scales: device::int_primitive(resident.scales.clone()),
+            numbers: device::primitive(resident.numbers.clone()),
             shape: self.shape,
         }
     }
