@@ -21,9 +21,12 @@ const REMEMBERED: usize = 2_048;
 /// So that threads seldom wait for one another.
 const SHELVES: usize = 32;
 
+/// Words and their ids.
+type Shelf = HashMap<Box<str>, Box<[u32]>>;
+
 /// The ids of words, each with the space before it.
 pub(crate) struct KnownWords {
-    shelves: [Mutex<HashMap<Box<str>, Box<[u32]>>>; SHELVES],
+    shelves: [Mutex<Shelf>; SHELVES],
     hasher: RandomState,
     /// Characters that end an added token which takes the spaces behind it.
     space_takers: HashSet<u8>,

@@ -116,9 +116,13 @@ pub(crate) fn save_contents(
                 .context("the directory to export like does not fit this model")?;
             write_like(source, parameters, dir, like)?;
         }
-        (_, ExportDtype::Of(wanted)) => write_fresh(parameters, dir, Some(wanted))?,
-        (_, ExportDtype::Kept) => write_fresh(parameters, dir, None)?,
-        (None, ExportDtype::Auto) => write_fresh(parameters, dir, Some(config.stored_dtype))?,
+        (_, ExportDtype::Of(wanted)) => {
+            write_fresh(parameters, dir, Some(wanted), MAX_SHARD_BYTES)?
+        }
+        (_, ExportDtype::Kept) => write_fresh(parameters, dir, None, MAX_SHARD_BYTES)?,
+        (None, ExportDtype::Auto) => {
+            write_fresh(parameters, dir, Some(config.stored_dtype), MAX_SHARD_BYTES)?;
+        }
     }
     let stored = match dtype {
         ExportDtype::Auto => common.unwrap_or(config.stored_dtype),
@@ -290,12 +294,17 @@ fn write_like(
 }
 
 /// A layout of our own: tensors of a format in alphabetical order, as many shards as needed; without a format, each in its own.
-fn write_fresh(parameters: &[Content], dir: &Path, dtype: Option<StoredDtype>) -> Result<()> {
+fn write_fresh(
+    parameters: &[Content],
+    dir: &Path,
+    dtype: Option<StoredDtype>,
+    shard_bytes: u64,
+) -> Result<()> {
     let mut sorted: Vec<&Content> = parameters.iter().collect();
     // Wider numbers first, as safetensors itself does it, so that all are aligned.
     let order = |p: &Content| std::cmp::Reverse(width(stored_dtype(p, dtype)));
     sorted.sort_by(|a, b| (order(a), &a.name).cmp(&(order(b), &b.name)));
-    let shards = split(&sorted, MAX_SHARD_BYTES, |p| stored_bytes(p, dtype));
+    let shards = split(&sorted, shard_bytes, |p| stored_bytes(p, dtype));
     let files: Vec<String> = match shards.len() {
         1 => vec![SINGLE.to_owned()],
         count => (1..=count)
@@ -543,8 +552,12 @@ fn write_file(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
+    use crate::decoder::Decoder;
 
     #[test]
     fn shards_hold_whole_tensors_up_to_the_limit() {
@@ -566,5 +579,39 @@ mod tests {
         };
         assert_eq!(lengths(7), [vec![3, 4], vec![3], vec![20], vec![1, 1]]);
         assert_eq!(lengths(1000), [sizes.to_vec()]);
+    }
+
+    #[test]
+    fn a_model_in_several_shards_and_their_index_is_the_model() {
+        let json = json!({
+            "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 32,
+            "tie_word_embeddings": false, "torch_dtype": "float32"
+        });
+        let config = ModelConfig::from_json(&json).unwrap();
+        let decoder = Decoder::random(config.clone(), 1, &Device::flex());
+        let (folder, parameters) = (tempfile::tempdir().unwrap(), decoder.parameters());
+        let contents: Vec<Content> = parameters.iter().map(Content::of).collect();
+        write_fresh(&contents, folder.path(), None, 4_000).unwrap();
+        write_json(&folder.path().join("config.json"), &json).unwrap();
+        let index = std::fs::read(folder.path().join(INDEX)).unwrap();
+        let index: Value = serde_json::from_slice(&index).unwrap();
+        let files: std::collections::BTreeSet<&str> = index["weight_map"]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|file| file.as_str().unwrap())
+            .collect();
+        let count = files.len();
+        assert!(count > 3, "{files:?}");
+        let first = format!("model-00001-of-{count:05}.safetensors");
+        assert_eq!(*files.first().unwrap(), first);
+        let numbers: usize = contents.iter().map(Content::len).sum();
+        assert_eq!(index["metadata"]["total_size"], 4 * numbers);
+        let again = Decoder::load(folder.path(), &Device::flex()).unwrap();
+        for (was, is) in parameters.iter().zip(again.parameters()) {
+            assert_eq!(was.name, is.name);
+            assert_eq!(was.tensor.to_vec(), is.tensor.to_vec(), "{}", was.name);
+        }
     }
 }

@@ -3,7 +3,9 @@
 use sysgen_core::config::{
     DeviceChoice, DistillSection, Optim, TrainDtype, TrainMethod, TrainSection,
 };
+use sysgen_model::Device;
 use sysgen_train::checkpoint::{self, Progress};
+use sysgen_train::method;
 use sysgen_train::row_losses;
 use sysgen_train::run::Outcome;
 
@@ -61,6 +63,41 @@ fn so_is_one_with_weights_in_bf16() {
         };
         resumed_is_undisturbed(train, None);
     }
+}
+
+/// What is trained on one row from one beginning, by the seed alone.
+fn trained(train: TrainSection, seed: u64) -> Vec<Vec<u32>> {
+    let mut world = World::new(train);
+    world.config.seed = seed;
+    world.examples.truncate(1);
+    let run = world.run();
+    let base = method::load_base(&world.config, &Device::flex()).unwrap();
+    let decoder = method::with_adapters(base, run.train, 0).unwrap();
+    let ended = run.train(run.start(decoder), Progress::default(), None);
+    let Outcome::Finished(finished) = ended.unwrap() else {
+        panic!("it was stopped");
+    };
+    let parameters = finished.decoder.trainable();
+    let values = parameters.iter().map(|p| p.tensor.to_vec());
+    values
+        .map(|values| values.into_iter().map(f32::to_bits).collect())
+        .collect()
+}
+
+#[test]
+fn what_is_dropped_and_how_bf16_is_rounded_is_drawn_from_the_seed() {
+    let lora = |lora_dropout: f64| TrainSection {
+        method: TrainMethod::Lora,
+        lora_dropout,
+        ..train()
+    };
+    let full = |dtype: TrainDtype| TrainSection { dtype, ..train() };
+    // Nothing else of a run of one row is.
+    assert!(trained(lora(0.0), 1) == trained(lora(0.0), 2));
+    assert!(trained(full(TrainDtype::F32), 1) == trained(full(TrainDtype::F32), 2));
+    assert!(trained(lora(0.1), 1) != trained(lora(0.1), 2));
+    assert!(trained(full(TrainDtype::Bf16), 1) != trained(full(TrainDtype::Bf16), 2));
+    assert!(trained(full(TrainDtype::Bf16), 1) == trained(full(TrainDtype::Bf16), 1));
 }
 
 #[test]
