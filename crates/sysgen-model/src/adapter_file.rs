@@ -8,10 +8,11 @@ use serde_json::{Map, Value, json};
 
 use crate::adapters::{Lora, PREFIX, projections};
 use crate::checkpoint::{Shard, decode};
+use crate::compare::compare_tensors;
 use crate::config::{ModelConfig, StoredDtype};
 use crate::decoder::Decoder;
 use crate::parameter::{Parameter, Weight};
-use crate::save::{compare_tensors, write_json, write_tensors};
+use crate::save::{write_json, write_tensors};
 
 /// The settings of an adapter.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";

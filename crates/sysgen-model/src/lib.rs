@@ -10,6 +10,7 @@ mod backward;
 mod cache;
 mod cached;
 mod checkpoint;
+mod compare;
 mod config;
 mod copy;
 mod cuda;

@@ -9,6 +9,7 @@ use sysgen_ops::{Adapter, LinearWeight, merged};
 
 use crate::adapter_file::compare_adapter;
 use crate::checkpoint::Checkpoint;
+use crate::compare::compare;
 use crate::config::StoredDtype;
 use crate::copy::place;
 use crate::decoder::Decoder;
@@ -54,7 +55,7 @@ impl Decoder {
     pub fn compare_saved(&self, dir: &Path, dtype: ExportDtype, like: Option<&Path>) -> Result<()> {
         let whole = self.whole(like)?;
         let contents = self.contents(whole.as_ref(), &|_| Ok(()));
-        save::compare(&self.config, &contents, dir, dtype)
+        compare(&self.config, &contents, dir, dtype)
     }
 
     /// Compares what [`Decoder::save_adapter`] has written to `dir` with the adapters of this model, byte by byte.

@@ -29,7 +29,7 @@ pub mod parameters;
 pub mod plan;
 pub mod render_cache;
 pub mod report;
-mod resume;
+pub mod resume;
 pub mod row_losses;
 pub mod rows;
 pub mod run;

@@ -16,11 +16,9 @@ use sysgen_train::checkpoint::{self, Progress};
 use sysgen_train::export::{Export, refuse_foreign_folder};
 use sysgen_train::identity::identity;
 use sysgen_train::method;
+use sysgen_train::resume::{checkpoint_to_export, checkpoint_to_resume, refuse_other_model};
 use sysgen_train::rows::Row;
-use sysgen_train::run::{
-    Observed, Outcome, Run, checkpoint_to_export, checkpoint_to_resume, held_out_batches,
-    refuse_other_model,
-};
+use sysgen_train::run::{Observed, Outcome, Run, held_out_batches};
 
 use crate::data::{self, Data};
 use crate::probe;

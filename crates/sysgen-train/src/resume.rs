@@ -1,12 +1,17 @@
-//! What a run takes over from the checkpoint it goes on from, under settings that may have changed since.
+//! Which checkpoint a run goes on from or exports, and what it takes over from it under settings that may have changed since.
 //!
 //! [`crate::identity`] refuses a change of what is computed. The settings it lets pass say which model is best and when to
 //! stop; what a checkpoint noted of these was noted under the settings of then.
 
-use anyhow::{Result, bail};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use sysgen_chat::Chat;
+use sysgen_core::RunConfig;
 use sysgen_core::config::TrainSection;
 
-use crate::checkpoint::Progress;
+use crate::checkpoint::{self, Checkpoint, Progress};
+use crate::identity::{Identity, differences, identity};
 use crate::watch::Best;
 
 impl Progress {
@@ -49,6 +54,97 @@ impl Progress {
         }
         Ok(self)
     }
+}
+
+/// The checkpoint of a step, which the best model is taken from.
+pub(crate) fn checkpoint_of(output_dir: &Path, step: usize) -> Result<Checkpoint> {
+    let found = checkpoint::find(output_dir)?.complete;
+    let of_step = |found: &Checkpoint| found.state.progress.step == step;
+    found.into_iter().find(of_step).with_context(|| {
+        format!("train.load_best_model_at_end wants checkpoint-{step}, which is gone; set it to false, or train again")
+    })
+}
+
+/// The checkpoint that is exported where none is named, if there is one: the newest, or that of the best evaluation with
+/// `train.load_best_model_at_end`.
+///
+/// # Errors
+/// The folder cannot be read, or the best checkpoint is gone.
+pub fn checkpoint_to_export(config: &RunConfig) -> Result<Option<Checkpoint>> {
+    let found = checkpoint::find(&config.output_dir)?.complete;
+    let Some(newest) = found.into_iter().next_back() else {
+        return Ok(None);
+    };
+    let takes_best = |train: &TrainSection| train.load_best_model_at_end;
+    let (last, best) = {
+        let progress = &newest.state.progress;
+        (progress.step, progress.best.step)
+    };
+    if config.train.as_ref().is_some_and(takes_best) && best > 0 && best != last {
+        return checkpoint_of(&config.output_dir, best).map(Some);
+    }
+    Ok(Some(newest))
+}
+
+/// What of a run's identity its weights mean nothing without.
+const OF_THE_MODEL: [&str; 4] = [
+    "model.path",
+    "model.init",
+    "model files",
+    "tokenizer and chat template",
+];
+
+/// Whether the model and the texts of this config are those that the checkpoint was trained with: an adapter fits beside any
+/// model of the same shape, and weights know no template.
+///
+/// # Errors
+/// What has changed since, or the model's folder cannot be read.
+pub fn refuse_other_model(checkpoint: &Checkpoint, config: &RunConfig, chat: &Chat) -> Result<()> {
+    let model = RunConfig {
+        model: config.model.clone(),
+        ..RunConfig::default()
+    };
+    let of_the_model = |mut identity: Identity| {
+        identity.retain(|key, _| OF_THE_MODEL.contains(&key.as_str()));
+        identity
+    };
+    let was = of_the_model(checkpoint.state.identity.clone());
+    let is = of_the_model(identity(&model, chat, &[], &[], None)?);
+    let changes = differences(&was, &is);
+    if !changes.is_empty() {
+        bail!(
+            "{} was trained with another model or other texts: {}; put [model] back as it was, or name another export.checkpoint",
+            checkpoint.path.display(),
+            changes.join("; ")
+        );
+    }
+    Ok(())
+}
+
+/// The checkpoint this run goes on from, if there is one. Says which ones are passed over.
+///
+/// # Errors
+/// When the folder holds checkpoints of another run; the message says what differs.
+pub fn checkpoint_to_resume(output_dir: &Path, identity: &Identity) -> Result<Option<Checkpoint>> {
+    let found = checkpoint::find(output_dir)?;
+    for (path, reason) in &found.incomplete {
+        tracing::warn!(
+            "{} is not complete and is ignored: {reason}",
+            path.display()
+        );
+    }
+    let Some(newest) = found.complete.into_iter().next_back() else {
+        return Ok(None);
+    };
+    let changes = differences(&newest.state.identity, identity);
+    if !changes.is_empty() {
+        bail!(
+            "{} belongs to another run: {}; set another output_dir, or remove this one to start again",
+            newest.path.display(),
+            changes.join("; ")
+        );
+    }
+    Ok(Some(newest))
 }
 
 #[cfg(test)]

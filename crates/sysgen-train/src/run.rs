@@ -3,7 +3,7 @@
 //! What it is given is checked already (see [`crate::check`]); what comes out is a trained model and a folder with
 //! `metrics.jsonl` and checkpoints.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ use sysgen_ops::AdamW;
 use crate::batch::Batch;
 use crate::checkpoint::{self, Checkpoint, Progress};
 use crate::example::Example;
-use crate::identity::{Identity, differences, identity};
+use crate::identity::Identity;
 use crate::journal::{Journal, mean_of_last_losses};
 use crate::method;
 use crate::metrics::Line;
@@ -25,6 +25,7 @@ use crate::on_policy::{self, Write, is_on_policy};
 use crate::optim::Optimizer;
 use crate::order::{DataOrder, OrderSettings};
 use crate::pack::best_fit;
+use crate::resume::checkpoint_of;
 use crate::row_losses::StepRows;
 use crate::schedule::Schedule;
 use crate::show::Show;
@@ -472,94 +473,4 @@ pub fn held_out_batches(examples: &[Example], train: &TrainSection, pad_id: u32)
     rows.chunks(train.per_device_train_batch_size)
         .map(|rows| Batch::new(examples, rows, pad_id))
         .collect()
-}
-
-fn checkpoint_of(output_dir: &Path, step: usize) -> Result<Checkpoint> {
-    let found = checkpoint::find(output_dir)?.complete;
-    let of_step = |found: &Checkpoint| found.state.progress.step == step;
-    found.into_iter().find(of_step).with_context(|| {
-        format!("train.load_best_model_at_end wants checkpoint-{step}, which is gone; set it to false, or train again")
-    })
-}
-
-/// The checkpoint that is exported where none is named, if there is one: the newest, or that of the best evaluation with
-/// `train.load_best_model_at_end`.
-///
-/// # Errors
-/// The folder cannot be read, or the best checkpoint is gone.
-pub fn checkpoint_to_export(config: &RunConfig) -> Result<Option<Checkpoint>> {
-    let found = checkpoint::find(&config.output_dir)?.complete;
-    let Some(newest) = found.into_iter().next_back() else {
-        return Ok(None);
-    };
-    let takes_best = |train: &TrainSection| train.load_best_model_at_end;
-    let (last, best) = {
-        let progress = &newest.state.progress;
-        (progress.step, progress.best.step)
-    };
-    if config.train.as_ref().is_some_and(takes_best) && best > 0 && best != last {
-        return checkpoint_of(&config.output_dir, best).map(Some);
-    }
-    Ok(Some(newest))
-}
-
-/// What of a run's identity its weights mean nothing without.
-const OF_THE_MODEL: [&str; 4] = [
-    "model.path",
-    "model.init",
-    "model files",
-    "tokenizer and chat template",
-];
-
-/// Whether the model and the texts of this config are those that the checkpoint was trained with: an adapter fits beside any
-/// model of the same shape, and weights know no template.
-///
-/// # Errors
-/// What has changed since, or the model's folder cannot be read.
-pub fn refuse_other_model(checkpoint: &Checkpoint, config: &RunConfig, chat: &Chat) -> Result<()> {
-    let model = RunConfig {
-        model: config.model.clone(),
-        ..RunConfig::default()
-    };
-    let of_the_model = |mut identity: Identity| {
-        identity.retain(|key, _| OF_THE_MODEL.contains(&key.as_str()));
-        identity
-    };
-    let was = of_the_model(checkpoint.state.identity.clone());
-    let is = of_the_model(identity(&model, chat, &[], &[], None)?);
-    let changes = differences(&was, &is);
-    if !changes.is_empty() {
-        bail!(
-            "{} was trained with another model or other texts: {}; put [model] back as it was, or name another export.checkpoint",
-            checkpoint.path.display(),
-            changes.join("; ")
-        );
-    }
-    Ok(())
-}
-
-/// The checkpoint this run goes on from, if there is one. Says which ones are passed over.
-///
-/// # Errors
-/// When the folder holds checkpoints of another run; the message says what differs.
-pub fn checkpoint_to_resume(output_dir: &Path, identity: &Identity) -> Result<Option<Checkpoint>> {
-    let found = checkpoint::find(output_dir)?;
-    for (path, reason) in &found.incomplete {
-        tracing::warn!(
-            "{} is not complete and is ignored: {reason}",
-            path.display()
-        );
-    }
-    let Some(newest) = found.complete.into_iter().next_back() else {
-        return Ok(None);
-    };
-    let changes = differences(&newest.state.identity, identity);
-    if !changes.is_empty() {
-        bail!(
-            "{} belongs to another run: {}; set another output_dir, or remove this one to start again",
-            newest.path.display(),
-            changes.join("; ")
-        );
-    }
-    Ok(Some(newest))
 }

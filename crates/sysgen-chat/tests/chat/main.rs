@@ -2,6 +2,7 @@
 //! templates.
 #![allow(clippy::unwrap_used)]
 
+mod effective;
 mod fixtures;
 mod golden;
 mod masks;

@@ -15,7 +15,8 @@ use sysgen_train::identity::Identity;
 use sysgen_train::method;
 use sysgen_train::metrics::{self, Line};
 use sysgen_train::on_policy::{Question, Written};
-use sysgen_train::run::{Finished, Outcome, Run, checkpoint_to_resume, held_out_batches};
+use sysgen_train::resume::checkpoint_to_resume;
+use sysgen_train::run::{Finished, Outcome, Run, held_out_batches};
 
 use crate::fixture;
 
